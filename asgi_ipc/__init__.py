@@ -1,0 +1,18 @@
+"""asgi_ipc: a channel layer for everybody whose site lives on one machine."""
+
+from __future__ import annotations
+
+from .aio import AsyncIPCChannelLayer
+from .exceptions import ChannelFull, IPCError, MessageTooLarge
+from .sync import IPCChannelLayer
+
+__version__ = "2.0.0b1"
+
+__all__ = [
+    "AsyncIPCChannelLayer",
+    "ChannelFull",
+    "IPCChannelLayer",
+    "IPCError",
+    "MessageTooLarge",
+    "__version__",
+]

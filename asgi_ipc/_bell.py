@@ -1,0 +1,293 @@
+"""The doorbell: how one process wakes an event loop of another.
+
+A loop's *bell* is an eventfd (a pipe where there is none) that it watches for reading. An
+eventfd has no name, so the loop also listens on a unix socket, its *door*. Whoever rings
+for the first time connects to the door: **the connection is the first ring**, because it
+makes the door readable. The owner accepts, answers with the bell's descriptor, and looks
+at its queues as for any ring. From then on a ring is one 8-byte ``write``.
+
+The connection stays open: its end-of-file means that the owner is dead.
+
+* A ring is never lost: it is a pending connection or an unread counter, and the owner
+  drains before it looks.
+* Ringing never blocks: a bell that is full is already rung.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import stat
+import struct
+import tempfile
+import time
+from collections.abc import Callable
+
+from .exceptions import SegmentPermission
+
+__all__ = ["Bell", "Door", "EventBell", "PipeBell", "Ringer", "bells_directory", "new_bell"]
+
+_ONE = struct.pack("=Q", 1)
+_BACKLOG = 512
+_CHECK_EVERY_S = 0.001  # a silent peer is asked whether it lives at most this often
+_CREDENTIALS = struct.Struct("3i")
+
+
+class EventBell:
+    """A bell made of one eventfd."""
+
+    def __init__(self) -> None:
+        self.read_fd = self.ring_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def drain(self) -> None:
+        """Take every ring there is."""
+        try:
+            os.read(self.read_fd, 8)
+        except BlockingIOError:
+            pass  # rung by nobody: a connection at the door, or a second callback
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self.read_fd)
+
+
+class PipeBell:
+    """A bell made of a pipe, for systems without eventfd."""
+
+    def __init__(self) -> None:
+        self.read_fd, self.ring_fd = os.pipe()
+        os.set_blocking(self.read_fd, False)
+        os.set_blocking(self.ring_fd, False)
+
+    def drain(self) -> None:
+        """Take every ring there is."""
+        try:
+            while len(os.read(self.read_fd, 65536)) == 65536:
+                pass
+        except BlockingIOError:
+            pass  # rung by nobody, or just emptied
+
+    def close(self) -> None:
+        """Close both descriptors."""
+        os.close(self.read_fd)
+        os.close(self.ring_fd)
+
+
+Bell = EventBell | PipeBell
+
+
+def new_bell() -> Bell:
+    """Return the best bell this system has."""
+    return EventBell() if hasattr(os, "eventfd") else PipeBell()
+
+
+def ring(fd: int) -> None:
+    """Ring a bell by its descriptor."""
+    try:
+        os.write(fd, _ONE)
+    except BlockingIOError:
+        pass  # full: it is rung already
+
+
+def bells_directory(name: str) -> str:
+    """Return where the doors of the segment called ``name`` are."""
+    base = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()  # noqa: S108
+    return os.path.join(base, f"{name}-bells")
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Create the directory of doors, or check the one that is there.
+
+    Raises:
+        SegmentPermission: it belongs to another user and is not meant to be shared.
+    """
+    wanted = (mode | (mode & 0o444) >> 2) & 0o777
+    try:
+        os.mkdir(path, wanted)
+        os.chmod(path, wanted)  # whatever the umask was
+    except FileExistsError:
+        pass
+    info = os.lstat(path)
+    me = os.geteuid()
+    if not stat.S_ISDIR(info.st_mode) or (
+        info.st_uid not in (me, 0) and me != 0 and not mode & 0o077
+    ):
+        raise SegmentPermission(
+            f"{path} is not a directory of this user: run all processes of one site as one user, "
+            "or choose another prefix"
+        )
+
+
+def door_path(directory: str, token: int) -> str:
+    """Return the socket of the loop with this token (its random part)."""
+    return os.path.join(directory, f"{token:012x}")
+
+
+class Door:
+    """The listening side: hands the bell's descriptor to whoever connects."""
+
+    def __init__(self, directory: str, token: int, mode: int, bell: Bell) -> None:
+        self.path = door_path(directory, token)
+        self._bell = bell
+        self._shared = bool(mode & 0o077)
+        self._guests: list[socket.socket] = []
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.listener.setblocking(False)
+            self.listener.bind(self.path)
+            os.chmod(self.path, mode)
+            self.listener.listen(_BACKLOG)
+        except BaseException:
+            self.listener.close()
+            raise
+
+    def answer(self) -> bool:
+        """Give the bell to everybody who waits at the door; whether there was anybody."""
+        came = False
+        while True:
+            try:
+                guest, _ = self.listener.accept()
+            except BlockingIOError:
+                break
+            except OSError as exc:
+                if exc.errno in (errno.EMFILE, errno.ENFILE):
+                    break  # the guest waits in the backlog, and its ring with it
+                if exc.errno == errno.ECONNABORTED:
+                    continue  # gone before it was answered
+                raise
+            came = True
+            if not self._is_welcome(guest):
+                guest.close()
+                continue
+            guest.setblocking(False)
+            try:
+                socket.send_fds(guest, [b"b"], [self._bell.ring_fd])
+            except OSError:
+                guest.close()  # EPIPE: it died meanwhile
+                continue
+            self._guests.append(guest)
+        if came:
+            self._forget_gone_guests()
+        return came
+
+    def _is_welcome(self, guest: socket.socket) -> bool:
+        if self._shared or not hasattr(socket, "SO_PEERCRED"):
+            return True  # the socket's mode decides
+        raw = guest.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        uid: int = _CREDENTIALS.unpack(raw)[1]
+        return uid in (os.geteuid(), 0)
+
+    def _forget_gone_guests(self) -> None:
+        if not self._guests:
+            return
+        poll = select.poll()
+        for guest in self._guests:
+            poll.register(guest, select.POLLRDHUP if hasattr(select, "POLLRDHUP") else 0)
+        gone = {fd for fd, _ in poll.poll(0)}
+        for guest in [guest for guest in self._guests if guest.fileno() in gone]:
+            self._guests.remove(guest)
+            guest.close()
+
+    def close(self, *, unlink: bool = True) -> None:
+        """Stop listening; everybody who rang here learns that nobody answers any more."""
+        self.listener.close()
+        for guest in self._guests:
+            guest.close()
+        self._guests.clear()
+        if unlink:
+            try:
+                os.unlink(self.path)
+            except OSError:
+                pass  # ENOENT: the directory was removed with the segments
+
+
+class _Peer:
+    """The ringing side of one connection."""
+
+    __slots__ = ("checked_s", "fd", "sock", "token")
+
+    def __init__(self, sock: socket.socket, token: int) -> None:
+        self.sock = sock
+        self.token = token
+        self.fd = -1  # the bell, once it has arrived
+        self.checked_s = 0.0
+
+    def close(self) -> None:
+        self.sock.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Ringer:
+    """Rings the bells of other loops. Called under the segment's lock: never blocks."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._peers: dict[int, _Peer] = {}
+        self.own: dict[int, Callable[[], None]] = {}  # loops of this process, by token
+
+    def ring(self, slot: int, token: int) -> bool:
+        """Wake the loop in ``slot``; False if it is known to be dead."""
+        own = self.own.get(token)
+        if own is not None:
+            own()
+            return True
+        peer = self._peers.get(slot)
+        if peer is not None and peer.token != token:
+            del self._peers[slot]  # its slot has a new owner
+            peer.close()
+            peer = None
+        if peer is None:
+            return self._connect(slot, token)
+        now = time.monotonic()
+        if peer.fd < 0 or now - peer.checked_s > _CHECK_EVERY_S:
+            peer.checked_s = now
+            if not self._hear(peer):
+                del self._peers[slot]
+                peer.close()
+                return False
+        if peer.fd >= 0:
+            ring(peer.fd)
+        # else: the connection is still pending, and it is the pending ring. The owner looks
+        # after it has answered, and we hold the lock until we have committed.
+        return True
+
+    def _hear(self, peer: _Peer) -> bool:
+        """Read what the owner has said: its bell, nothing yet, or that it is dead."""
+        try:
+            if peer.fd >= 0:
+                return peer.sock.recv(1) != b""
+            message, fds, _, _ = socket.recv_fds(peer.sock, 1, 1)
+            if fds:
+                peer.fd = fds[0]
+                os.set_inheritable(peer.fd, False)
+            return message != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # ECONNRESET: it died with our connection unanswered
+
+    def _connect(self, slot: int, token: int) -> bool:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            sock.connect(door_path(self._directory, token >> 8))
+        except (ConnectionRefusedError, FileNotFoundError):
+            sock.close()
+            return False
+        except OSError:
+            # EAGAIN: its backlog is full, so it has rings enough; EACCES and the like: it
+            # cannot be rung by us, and its safety look will find the message.
+            sock.close()
+            return True
+        self._peers[slot] = _Peer(sock, token)
+        return True
+
+    def close(self) -> None:
+        """Close every connection."""
+        for peer in self._peers.values():
+            peer.close()
+        self._peers.clear()

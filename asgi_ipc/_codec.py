@@ -1,0 +1,114 @@
+"""Messages to bytes and back: msgpack, and never anything that can run code.
+
+What comes back is what went in, but for what msgpack cannot tell apart: a tuple becomes
+a list, ``bytearray`` and ``memoryview`` become ``bytes``, a subclass of ``str``, ``int``
+or ``dict`` its base type. What cannot be read back is not accepted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from .exceptions import InvalidMessage, UnserialisableValue
+
+__all__ = ["RESERVED_KEY", "decode", "encode"]
+
+RESERVED_KEY = "__asgi_channel__"
+_MAX_DEPTH = 200  # how deep the search for a bad value goes; msgpack itself stops at 511
+
+_pack = msgpack.packb
+_unpack = msgpack.unpackb
+
+
+def encode(message: object) -> bytes:
+    """Return the bytes of ``message``; ``message`` itself is never changed or kept.
+
+    Raises:
+        InvalidMessage: (an ``AssertionError``) not a dict, or it has the reserved key.
+        UnserialisableValue: (a ``TypeError``) a value with no msgpack form, with its path.
+    """
+    if not isinstance(message, dict):
+        raise InvalidMessage(f"message must be a dict, not {type(message).__name__}: {message!r}")
+    if RESERVED_KEY in message:
+        raise InvalidMessage(f"message must not use the reserved key {RESERVED_KEY!r}")
+    try:
+        return _pack(message)  # type: ignore[no-any-return]
+    except UnicodeEncodeError:
+        # Lone surrogates (a file name from the operating system, say): the original package
+        # carried them, so we do, on a slower path that others never pay for.
+        pass
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise _explain(message, exc) from exc
+    try:
+        return _pack(message, unicode_errors="surrogatepass")  # type: ignore[no-any-return]
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise _explain(message, exc) from exc
+
+
+def decode(body: bytes) -> dict[str, Any]:
+    """Return the message that ``encode`` made ``body`` from: a new, plain dict.
+
+    Raises:
+        ValueError: the bytes are no message (they did not come from ``encode``).
+    """
+    try:
+        message = _unpack(body, strict_map_key=False)
+    except (UnicodeDecodeError, TypeError):
+        # Surrogates, or a tuple as a dict key, which msgpack made into a list.
+        message = _unpack(
+            body,
+            strict_map_key=False,
+            unicode_errors="surrogatepass",
+            object_pairs_hook=_dict_with_tuple_keys,
+        )
+    if not isinstance(message, dict):
+        raise ValueError(f"a message must decode to a dict, not {type(message).__name__}")
+    return message
+
+
+def _dict_with_tuple_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    return {_hashable(key): value for key, value in pairs}
+
+
+def _hashable(key: Any) -> Any:
+    return tuple(_hashable(part) for part in key) if isinstance(key, list) else key
+
+
+def _explain(message: dict[Any, Any], cause: Exception) -> UnserialisableValue:
+    found = _find("message", message, 0)
+    if found is None:
+        return UnserialisableValue(f"message cannot be sent: {cause}")
+    path, reason = found
+    return UnserialisableValue(
+        f"{path}: {reason} cannot be sent: a message may hold str, bytes, int (64 bits), float, "
+        "bool, None, list, tuple and dict"
+    )
+
+
+def _find(path: str, value: Any, depth: int) -> tuple[str, str] | None:
+    """Return the path to the first value msgpack refuses, and what it is."""
+    if depth > _MAX_DEPTH:
+        return path, f"nesting deeper than {_MAX_DEPTH} levels"
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            found = _find(f"{path} key {key!r}", key, depth + 1) or _find(
+                f"{path}[{key!r}]", inner, depth + 1
+            )
+            if found:
+                return found
+        return None
+    if isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            found = _find(f"{path}[{index}]", inner, depth + 1)
+            if found:
+                return found
+        return None
+    try:
+        _pack(value, unicode_errors="surrogatepass")
+    except OverflowError:
+        return path, f"the integer {value} needs more than 64 bits and"
+    except Exception:
+        return path, type(value).__name__
+    return None

@@ -1,0 +1,249 @@
+"""Every offset, size, magic and version of the shared bytes. Nobody else knows any.
+
+A segment is an array of 64-bit little-endian words; every number here is a *word index*
+unless its name says bytes. Both segments (messages, groups) have the same frame:
+
+======== ===== ==================== ====================================================
+word     words field                written
+======== ===== ==================== ====================================================
+0        1     MAGIC                once, at creation
+1        1     VERSION              once, at creation
+2        1     READY                once, *last* at creation: SYNC POINT "ready"
+3        1     SIZE                 once: size of the whole segment, bytes
+4        1     KIND                 once: messages or groups
+5        1     EPOCH                by a flush; whoever cached an offset must look again
+6        1     LOG_N                the commit point: entries in the log (| LOG_RESET), 0 = idle
+7        1     (reserved)
+8        1     HEAP_END             end of the memory that is really backed; sentinel there
+9        1     CREATED              once: wall clock at creation, ns
+10       4     BITMAP               which size classes have free extents, bit per class
+14       2     (reserved)
+16       8     counters             what records no longer alive have counted; see below
+24       1     SEQUENCE             groups: version of the latest membership change
+25       7     (reserved)
+32       224   CLASSES              first free extent of each size class
+256      64   QUICK                short lists of small free extents: count << 48 | first
+320      512   LOG_KEYS             redo log: which words
+832      512   LOG_VALUES           redo log: their new values
+1344     1024  SLOTS                256 slots of 4 words: event loops that receive
+2368     2**n  BUCKETS              hash table: first record of each chain
+...            heap                 extents, up to HEAP_END
+======== ===== ==================== ====================================================
+
+All words but READY are read and written under the segment's lock; a word that is not in
+memory which nothing refers to is only written by ``Segment.commit``.
+
+An *extent* is a run of 32-byte granules that begins with one header word
+``kind << 56 | previous extent's granules << 28 | own granules``. Its words 1 and 2 are
+links of the free lists and are never used for anything else, so that filling a fresh
+extent (from word 3 on) before the commit can never damage a free list.
+
+Words of an extent, by kind:
+
+======== =================== ================== =================== ================
+word     CHANNEL             MESSAGE            GROUP / HOME        MEMBER
+======== =================== ================== =================== ================
+3        HASH_NEXT           MSG_NEXT           HASH_NEXT           HASH_NEXT
+4        IDENT (0 = gone)    MSG_DEADLINE, ns   IDENT               IDENT
+5        OWNER               MSG_SENT, ns       OWNER               OWNER
+6        KEY crc, length     MSG_LEAF           KEY                 KEY
+7        CH_HEAD (see LEAF)  MSG_LENGTHS        G_HOMES / H_NEXT    M_NEXT
+8        CH_TAIL             MSG_DATA ...       G_VERSION / H_PREV  M_PREV
+9        CH_SENT                                G_COUNT / H_FIRST   M_DEADLINE, ns
+10       CH_TAKEN                               key... / H_COUNT    M_JOINED
+11       CH_PARKED (4)                          / H_VERSION         M_LEFT
+12       ...                                    / key ...           key ...
+15       CH_FULL
+16       CH_EXPIRED
+17       CH_MARK
+18       CH_LOOP
+19       CH_LEAVES
+20       key ...
+======== =================== ================== =================== ================
+
+A BODY (a group message's content, stored once) has BODY_REFS and BODY_BYTES, then bytes.
+
+Any change of this file bumps ``LAYOUT_VERSION``: processes of two versions never share.
+"""
+
+from __future__ import annotations
+
+MAGIC = int.from_bytes(b"asgi_ipc", "little")
+LAYOUT_VERSION = 2_000
+READY_MARK = int.from_bytes(b"is ready", "little")
+
+KIND_MESSAGES = 1
+KIND_GROUPS = 2
+
+# -- frame -------------------------------------------------------------------------------
+
+MAGIC_WORD = 0
+VERSION_WORD = 1
+READY_WORD = 2
+SIZE_WORD = 3
+KIND_WORD = 4
+EPOCH = 5
+LOG_N = 6
+LOG_RESET = 1 << 32  # flag in LOG_N: empty heap and table, then apply the entries
+HEAP_END = 8
+CREATED = 9
+BITMAP = 10
+BITMAP_WORDS = 4
+
+COUNT_SENT = 16  # of channel records that are gone; the living ones count for themselves
+COUNT_RECEIVED = 17
+COUNT_EXPIRED = 18
+COUNT_FULL = 19
+COUNT_MEMORY_FULL = 20
+COUNT_DROPPED = 21  # group messages not delivered to a member whose channel was full
+COUNT_FLUSHED = 22
+SEQUENCE = 24
+FIRST_MUTABLE = EPOCH
+
+CLASSES = 32
+CLASS_COUNT = 216
+QUICK = 256
+QUICK_CLASSES = 64
+QUICK_LIMIT = 32  # extents a quick list may hold
+
+LOG_KEYS = 320
+LOG_CAPACITY = 512
+LOG_VALUES = LOG_KEYS + LOG_CAPACITY
+
+SLOTS = LOG_VALUES + LOG_CAPACITY
+SLOT_COUNT = 256
+SLOT_WORDS = 4
+SLOT_TOKEN = 0  # random << 8 | slot: the owning loop, names its socket; 0 = free
+SLOT_PID = 1
+SLOT_HINT = 2  # the one channel record it was rung for since it last looked; HINT_MANY
+SLOT_SINCE = 3  # wall clock, ns
+HINT_MANY = 1
+
+BUCKETS = SLOTS + SLOT_COUNT * SLOT_WORDS
+
+# -- extents -----------------------------------------------------------------------------
+
+GRANULE_WORDS = 4
+GRANULE_BYTES = 8 * GRANULE_WORDS
+SIZE_MASK = (1 << 28) - 1
+PREVIOUS_SHIFT = 28
+KIND_SHIFT = 56
+OFFSET_MASK = (1 << 48) - 1
+COUNT_SHIFT = 48
+
+EXTENT_FREE = 1
+EXTENT_MESSAGE = 2
+EXTENT_CHANNEL = 3
+EXTENT_BODY = 4
+EXTENT_GROUP = 5
+EXTENT_HOME = 6
+EXTENT_MEMBER = 7
+EXTENT_END = 15
+
+FREE_NEXT = 1
+FREE_PREVIOUS = 2
+DATA = 3  # first word an owner may use
+
+# -- records in the hash table -----------------------------------------------------------
+
+HASH_NEXT = 3
+IDENT = 4
+OWNER = 5
+KEY = 6
+
+CH_HEAD = 7
+LEAF_DEADLINE = 7  # of a leaf: when the last message it counts expires, ns
+CH_TAIL = 8
+CH_SENT = 9
+CH_TAKEN = 10
+CH_PARKED = 11
+PARKED_WORDS = SLOT_COUNT // 64
+CH_FULL = 15
+CH_EXPIRED = 16
+CH_MARK = 17  # idle check: seconds << 32 | low half of CH_SENT when last looked at
+CH_LOOP = 18  # token of the loop that receives for a process-specific home, 0 if none does
+CH_LEAVES = 19  # leaf records below a process-specific home
+CH_KEY = 20
+
+G_HOMES = 7
+G_VERSION = 8
+G_COUNT = 9
+G_KEY = 10
+
+H_NEXT = 7
+H_PREVIOUS = 8
+H_FIRST = 9
+H_COUNT = 10
+H_VERSION = 11
+H_KEY = 12
+
+M_NEXT = 7
+M_PREVIOUS = 8
+M_DEADLINE = 9
+M_JOINED = 10
+M_LEFT = 11
+M_KEY = 12
+
+KEY_WORD = {
+    EXTENT_CHANNEL: CH_KEY,
+    EXTENT_GROUP: G_KEY,
+    EXTENT_HOME: H_KEY,
+    EXTENT_MEMBER: M_KEY,
+}
+
+MSG_NEXT = 3
+MSG_DEADLINE = 4
+MSG_SENT = 5
+MSG_LEAF = 6
+MSG_LENGTHS = 7  # flags << 40 | name bytes << 32 | body bytes
+MSG_DATA = 8
+MSG_FLAG_GROUP = 1  # data = BODY extent, group version, then the group's name
+MSG_FLAG_SHARED = 2  # data = BODY extent, 0, then the channel's name
+
+BODY_REFS = 3
+BODY_BYTES = 4
+BODY_DATA = 5
+
+MAX_BODY_BYTES = (1 << 32) - 1
+
+
+def bucket_count(size_bytes: int) -> int:
+    """Number of hash chains in a segment: a power of two, one for about 4 KiB of it."""
+    wanted = max(64, min(size_bytes // 4096, 65536))
+    return 1 << (wanted.bit_length() - 1)
+
+
+def heap_start(size_bytes: int) -> int:
+    """First word of the heap of a segment of ``size_bytes``."""
+    return BUCKETS + bucket_count(size_bytes)
+
+
+MIN_SEGMENT_BYTES = 64 * 1024
+
+
+def size_class(granules: int) -> int:
+    """Class of the largest size that is not above ``granules``: exact up to 31, then 8 a doubling.
+
+    An extent of ``g`` granules waits in the list of ``size_class(g)``.
+    """
+    if granules < 32:
+        return granules
+    shift = granules.bit_length() - 4
+    return 32 + (shift - 2) * 8 + ((granules >> shift) & 7)
+
+
+def round_to_class(granules: int) -> int:
+    """``granules`` rounded up so that *every* extent of its class is large enough."""
+    if granules < 32:
+        return granules
+    step = 1 << (granules.bit_length() - 4)
+    return (granules + step - 1) & -step
+
+
+# The table above, checked when the package is imported.
+assert CLASSES + CLASS_COUNT <= QUICK and QUICK + QUICK_CLASSES <= LOG_KEYS
+assert SLOTS == 1344 and BUCKETS == 2368 and BUCKETS % GRANULE_WORDS == 0
+assert CLASS_COUNT <= 64 * BITMAP_WORDS
+assert size_class(SIZE_MASK) < CLASS_COUNT
+assert CH_PARKED + PARKED_WORDS == CH_FULL
+assert size_class(31) + 1 == size_class(32) and size_class(63) + 1 == size_class(64)

@@ -1,0 +1,324 @@
+"""The groups segment as operations: one method, one hold of the lock.
+
+What a process has read it keeps: the homes of a group until the group's version changes,
+the members of a home until the home's version changes. Its own changes are applied to
+what it keeps, so a process that adds and discards its own members never reads them back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from . import _layout as L
+from ._groups import Groups, Member
+from ._heap import HeapFull
+from ._segment import Plan, Segment
+from ._store import is_full
+from .exceptions import ChannelFull
+
+__all__ = ["GroupStore", "Snapshot"]
+
+_SWEEP_BUCKETS = 8
+_PRESSURE_BUCKETS = 4096
+_REMOVALS = 32  # members of a dead home removed in one hold of the lock
+_CACHE_LIMIT = 10_000
+_NEVER_NS = 1 << 63
+
+
+class Snapshot(NamedTuple):
+    """Whom a group message goes to, at one version of the group.
+
+    Attributes:
+        version: the version of the whole segment's membership at that moment.
+        homes: process-specific homes and how many members each has.
+        channels: members that are ordinary channels.
+    """
+
+    version: int
+    homes: tuple[tuple[str, int], ...]
+    channels: tuple[str, ...]
+
+
+class _KnownGroup(NamedTuple):
+    record: int
+    ident: int
+    version: int
+    valid_until_ns: int  # an ordinary member may have expired after it
+    snapshot: Snapshot
+
+
+class _KnownHome:
+    __slots__ = ("ident", "members", "record", "version")
+
+    def __init__(self, record: int, ident: int) -> None:
+        self.record = record
+        self.ident = ident
+        self.version = 0
+        self.members: dict[str, Member] = {}
+
+
+class GroupStore:
+    """Memberships of one groups segment."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.groups = Groups(segment)
+        self._known_groups: dict[str, _KnownGroup] = {}
+        self._known_homes: dict[tuple[str, str], _KnownHome] = {}
+        self._hand = 0
+        segment.on_epoch = self.forget
+
+    def forget(self) -> None:
+        """Drop everything remembered: the segment was flushed or replaced."""
+        self._known_groups.clear()
+        self._known_homes.clear()
+
+    # -- changing ------------------------------------------------------------------------
+
+    def add(self, group: str, home: str, channel: str, expiry_ns: int) -> None:
+        """Add a member, or renew its membership.
+
+        Raises:
+            ChannelFull: the memory for groups is full; nothing was changed.
+        """
+        self.segment.transact(self._add, group, home, channel, expiry_ns)
+
+    def _add(self, group: str, home: str, channel: str, expiry_ns: int) -> None:
+        words = self.segment.words
+        now = time.monotonic_ns()
+        deadline = now + expiry_ns
+        for attempt in range(2):
+            plan = Plan(words)
+            try:
+                version = self.groups.add(plan, group, home, channel, deadline)
+            except (HeapFull, OSError) as exc:
+                if not is_full(exc):
+                    raise
+                if attempt:
+                    raise ChannelFull(
+                        f"group {group!r}: the memory of {self.segment.name} "
+                        f"({self.segment.size_bytes} bytes) has no room for another member: raise "
+                        "group_memory (stop all processes, unlink the segment, start them with "
+                        "the new size)",
+                        channel=channel,
+                        memory_bytes=self.segment.size_bytes,
+                    ) from exc
+                self._make_room(now)
+                continue
+            previous = self._home_version(group, home)
+            self.segment.commit(plan)
+            self._note(group, home, channel, previous, version, Member(version, 0, deadline))
+            break
+        self._sweep(now, _SWEEP_BUCKETS)
+
+    def discard(self, group: str, home: str, channel: str, tombstone_ns: int) -> None:
+        """End a membership; nothing happens if there is none.
+
+        Args:
+            tombstone_ns: messages for its home are queued and live this long at most; 0: none.
+        """
+        self.segment.transact(self._discard, group, home, channel, tombstone_ns)
+
+    def _discard(self, group: str, home: str, channel: str, tombstone_ns: int) -> None:
+        plan = Plan(self.segment.words)
+        now = time.monotonic_ns()
+        until = now + tombstone_ns if tombstone_ns else 0
+        version = self.groups.discard(plan, group, home, channel, until)
+        if not version:
+            return
+        previous = self._home_version(group, home)
+        self.segment.commit(plan)
+        known = self._known_homes.get((group, home))
+        old = known.members.get(channel) if known else None
+        buried = Member(old.joined, version, until) if old and until else None
+        self._note(group, home, channel, previous, version, buried)
+        self._sweep(now, _SWEEP_BUCKETS)
+
+    def drop_home(self, group: str, home: str) -> bool:
+        """Remove some members of a home whose process has died; whether any are left."""
+        return self.segment.transact(self._drop_home, group, home)
+
+    def _drop_home(self, group: str, home: str) -> bool:
+        words = self.segment.words
+        for _ in range(_REMOVALS):
+            plan = Plan(words)
+            group_record = self.groups.find_group(plan, group)
+            home_record = self.groups.find_home(plan, group_record, home) if group_record else 0
+            if not home_record:
+                return False
+            self.groups.expire(plan, self.groups.heap.check(words[home_record + L.H_FIRST]))
+            self.segment.commit(plan)
+        return True
+
+    # -- reading -------------------------------------------------------------------------
+
+    def snapshot(self, group: str) -> Snapshot:
+        """Return whom a message sent to the group right now goes to."""
+        return self.segment.transact(self._snapshot, group)
+
+    def _snapshot(self, group: str) -> Snapshot:
+        words = self.segment.words
+        now = time.monotonic_ns()
+        known = self._known_groups.get(group)
+        if (
+            known is not None
+            and words[known.record + L.IDENT] == known.ident
+            and words[known.record + L.G_VERSION] == known.version
+            and now < known.valid_until_ns
+        ):
+            return known.snapshot
+        record = self.groups.find_group(Plan(words), group)
+        if not record:
+            return Snapshot(0, (), ())
+        homes: list[tuple[str, int]] = []
+        channels: list[str] = []
+        valid_until = _NEVER_NS
+        for home in self.groups.homes(record):
+            count = words[home + L.H_COUNT]
+            if not count:
+                continue  # tombstones only
+            name = self.groups.table.key_of(home, L.EXTENT_HOME)
+            if name[-1] == "!":
+                homes.append((name, count))
+                continue
+            for channel, member in self.groups.members(home):
+                if not member.left and member.deadline_ns > now:
+                    channels.append(channel)
+                    valid_until = min(valid_until, member.deadline_ns)
+        version = words[record + L.G_VERSION]
+        snapshot = Snapshot(version, tuple(homes), tuple(channels))
+        if len(self._known_groups) >= _CACHE_LIMIT:
+            self._known_groups.clear()
+        self._known_groups[group] = _KnownGroup(
+            record, words[record + L.IDENT], version, valid_until, snapshot
+        )
+        return snapshot
+
+    def members_at(self, group: str, home: str, version: int) -> list[str]:
+        """Return the members of a home that were in the group at ``version``."""
+        return self.segment.transact(self._members_at, group, home, version)
+
+    def _members_at(self, group: str, home: str, version: int) -> list[str]:
+        now = time.monotonic_ns()
+        known = self._home(group, home)
+        if known is None:
+            return []
+        if any(member.deadline_ns <= now for member in known.members.values()):
+            self._read_members(known)  # another process may have renewed them
+        return [
+            name
+            for name, (joined, left, deadline_ns) in known.members.items()
+            if joined <= version and (not left or left > version) and deadline_ns > now
+        ]
+
+    def channels(self, group: str) -> list[str]:
+        """Return the members of a group."""
+        return self.segment.transact(self._channels, group)
+
+    def _channels(self, group: str) -> list[str]:
+        now = time.monotonic_ns()
+        record = self.groups.find_group(Plan(self.segment.words), group)
+        if not record:
+            return []
+        return [
+            name
+            for home in self.groups.homes(record)
+            for name, member in self.groups.members(home)
+            if not member.left and member.deadline_ns > now
+        ]
+
+    def flush(self) -> None:
+        """Drop every group, for every process."""
+        self.segment.transact(self._flush)
+
+    def _flush(self) -> None:
+        words = self.segment.words
+        self.segment.commit({L.EPOCH: words[L.EPOCH] + 1}, L.LOG_RESET)
+
+    # -- what is remembered --------------------------------------------------------------
+
+    def _home(self, group: str, home: str) -> _KnownHome | None:
+        words = self.segment.words
+        known = self._known_homes.get((group, home))
+        if known is not None and words[known.record + L.IDENT] == known.ident:
+            if words[known.record + L.H_VERSION] == known.version:
+                return known
+        else:
+            plan = Plan(words)
+            group_record = self.groups.find_group(plan, group)
+            record = self.groups.find_home(plan, group_record, home) if group_record else 0
+            if not record:
+                self._known_homes.pop((group, home), None)
+                return None
+            known = _KnownHome(record, words[record + L.IDENT])
+            if len(self._known_homes) >= _CACHE_LIMIT:
+                self._known_homes.clear()
+            self._known_homes[(group, home)] = known
+        self._read_members(known)
+        return known
+
+    def _read_members(self, known: _KnownHome) -> None:
+        known.members = dict(self.groups.members(known.record))
+        known.version = self.segment.words[known.record + L.H_VERSION]
+
+    def _home_version(self, group: str, home: str) -> int:
+        """Return the version a remembered home has in memory now, 0 if none is remembered."""
+        known = self._known_homes.get((group, home))
+        words = self.segment.words
+        if known is None or words[known.record + L.IDENT] != known.ident:
+            return 0
+        version: int = words[known.record + L.H_VERSION]
+        return version
+
+    def _note(
+        self,
+        group: str,
+        home: str,
+        channel: str,
+        previous: int,
+        version: int,
+        member: Member | None,
+    ) -> None:
+        """Apply a change of our own to a remembered home that was up to date before it."""
+        known = self._known_homes.get((group, home))
+        if known is None or not previous or known.version != previous:
+            return
+        if member is None:
+            known.members.pop(channel, None)
+        elif version:
+            known.members[channel] = member
+        elif channel in known.members:  # a renewal
+            known.members[channel] = known.members[channel]._replace(deadline_ns=member.deadline_ns)
+        known.version = version or known.version
+
+    # -- housekeeping --------------------------------------------------------------------
+
+    def _sweep(self, now: int, buckets: int) -> None:
+        """Look at the next few buckets and end what has expired."""
+        used, self._hand = self.groups.table.some_buckets(self._hand, buckets)
+        words = self.segment.words
+        for bucket in used:
+            self._expire_some(
+                (
+                    record
+                    for record in list(self.groups.table.chain(bucket))
+                    if words[record] >> L.KIND_SHIFT == L.EXTENT_MEMBER
+                ),
+                now,
+            )
+
+    def _expire_some(self, members: Iterable[int], now: int) -> None:
+        words = self.segment.words
+        for member in members:
+            if words[member + L.IDENT] and words[member + L.M_DEADLINE] <= now:
+                plan = Plan(words)
+                self.groups.expire(plan, member)
+                self.segment.commit(plan)
+
+    def _make_room(self, now: int) -> None:
+        total = self.segment.heap_start - L.BUCKETS
+        for _ in range(0, min(total, _PRESSURE_BUCKETS), 64):
+            self._sweep(now, 64)
+        self.groups.heap.consolidate()

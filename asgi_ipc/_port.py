@@ -1,0 +1,357 @@
+"""One event loop's place in the system: its slot, its bell, its door and its waiters.
+
+*Wake, then pop*: a waiter's future carries no message, only the news that there may be
+one. The message leaves the queue in the step that returns it to the caller, so a cancelled
+receive never holds one. Whoever stops waiting takes the loop's parked bits back, and if it
+had been woken passes the news on: to another waiter here, or to another loop.
+
+Every method but ``wake`` belongs to the loop's own thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+
+from ._bell import Bell, Door, Ringer, make_directory, new_bell, ring
+from ._segment import LockBusy
+from ._store import MessageStore
+from .exceptions import IPCError
+
+__all__ = ["SAFETY_S", "Port", "Waiter"]
+
+logger = logging.getLogger("asgi_ipc")
+
+SAFETY_S = 5.0  # how often a loop with waiters looks unasked: the net below lost processes
+_RETRY_S = 0.002
+
+
+class Waiter:
+    """One receive that is waiting.
+
+    Attributes:
+        keys: what it waits for: full process-specific names, and homes.
+        homes: the queues those live in.
+        future: resolved when it should look again.
+        parked: it has been waiting, so its loop's parked bits may be set.
+    """
+
+    __slots__ = ("future", "homes", "keys", "parked")
+
+    def __init__(self, keys: Sequence[str], homes: Sequence[str]) -> None:
+        self.keys = keys
+        self.homes = homes
+        self.future: asyncio.Future[None] | None = None
+        self.parked = False
+
+    def wake(self) -> bool:
+        """Wake it; whether it was asleep."""
+        future = self.future
+        if future is None or future.done():
+            return False
+        future.set_result(None)
+        return True
+
+
+class _Fittings:
+    """The descriptors of a port, closable without a loop."""
+
+    def __init__(self, bell: Bell, door: Door) -> None:
+        self.bell = bell
+        self.door = door
+        self.open = True
+
+    def close(self, *, unlink: bool = True) -> None:
+        if self.open:
+            self.open = False
+            self.door.close(unlink=unlink)
+            self.bell.close()
+
+
+class Port:
+    """See the module docstring."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        store: MessageStore,
+        ringer: Ringer,
+        directory: str,
+        mode: int,
+        on_safety: Callable[[], None],
+    ) -> None:
+        """Open the door and claim a slot.
+
+        Raises:
+            LockBusy: nothing is left behind; try again.
+            TooManyLoops: no slot is free.
+            SegmentPermission: the directory of doors belongs to somebody else.
+        """
+        self._loop = weakref.ref(loop)
+        self._store = store
+        self._ringer = ringer
+        self._on_safety = on_safety
+        self._waiters: dict[str, dict[Waiter, None]] = {}
+        self._homes: dict[str, int] = {}  # how many waiters wait in each home
+        self._ever: set[str] = set()  # process-specific homes this loop has received for
+        self._waiter_count = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._look_is_due = False
+        make_directory(directory, mode)
+        random = secrets.randbits(48) or 1
+        bell = new_bell()
+        try:
+            door = Door(directory, random, mode, bell)
+        except BaseException:
+            bell.close()
+            raise
+        self._fittings = _Fittings(bell, door)
+        try:
+            self.slot, self.token = store.claim_slot(random)
+        except BaseException:
+            self._fittings.close()
+            raise
+        ringer.own[self.token] = self._rung_from_here
+        loop.add_reader(bell.read_fd, self._on_ring)
+        loop.add_reader(door.listener, self._on_door)
+        # When the loop goes: asyncio.run() and async_to_sync() close asynchronous generators
+        # before they close their loop; a loop that was just dropped is noticed by the
+        # finaliser, and one that was only closed by `is_orphaned`.
+        self._until_closed = _until_closed(weakref.ref(self))
+        try:
+            self._until_closed.__anext__().send(None)
+        except StopIteration:
+            pass
+        self._finalizer = weakref.finalize(loop, self._fittings.close)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the port still has its slot."""
+        return self._fittings.open
+
+    def is_orphaned(self) -> bool:
+        """Whether the loop was closed without telling anybody."""
+        loop = self._loop()
+        return loop is None or loop.is_closed()
+
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """Return the loop, unless it is gone."""
+        return self._loop()
+
+    # -- waiters -------------------------------------------------------------------------
+
+    def add(self, waiter: Waiter) -> None:
+        """Let somebody wait; whoever calls this calls ``remove``, whatever happens."""
+        for key in waiter.keys:
+            self._waiters.setdefault(key, {})[waiter] = None
+        for home in waiter.homes:
+            self._homes[home] = self._homes.get(home, 0) + 1
+            if home[-1] == "!":
+                self._ever.add(home)
+        self._waiter_count += 1
+        if self._timer is None:
+            loop = self._loop()
+            assert loop is not None
+            self._timer = loop.call_later(SAFETY_S, self._safety)
+
+    def remove(self, waiter: Waiter, *, got: bool) -> None:
+        """End a wait.
+
+        Args:
+            got: it took a message, and ``take`` has taken care of the parked bits.
+        """
+        for key in waiter.keys:
+            waiters = self._waiters.get(key)
+            if waiters is not None:
+                waiters.pop(waiter, None)
+                if not waiters:
+                    del self._waiters[key]
+        others = False
+        for home in waiter.homes:
+            count = self._homes[home] - 1
+            if count:
+                self._homes[home] = count
+                others = True
+            else:
+                del self._homes[home]
+        self._waiter_count -= 1
+        woken = waiter.future is not None and waiter.future.done()
+        if not got and waiter.parked and self.is_open:
+            self._withdraw([home for home in waiter.homes if home not in self._homes])
+            if others and woken:
+                self.look_soon()
+        if not self._waiter_count and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def only_waited_by(self, waiter: Waiter) -> list[str]:
+        """Return the homes nobody else on this loop waits in."""
+        return [home for home in waiter.homes if self._homes.get(home) == 1]
+
+    def has_waiter(self, key: str) -> bool:
+        """Whether anybody on this loop waits for a name."""
+        return key in self._waiters
+
+    def waited_names(self) -> dict[str, dict[Waiter, None]]:
+        """Return what is waited for, as a container of names."""
+        return self._waiters
+
+    def wake(self, key: str) -> None:
+        """Wake one who waits for a name, from whatever thread."""
+        loop = self._loop()
+        if loop is None or key not in self._waiters:
+            return
+        if asyncio._get_running_loop() is loop:
+            self._wake_here(key, 1)
+            return
+        try:
+            loop.call_soon_threadsafe(self._wake_here, key, 1)
+        except RuntimeError:
+            pass  # the loop was closed meanwhile, and its waiters with it
+
+    def _wake_here(self, key: str, count: int) -> None:
+        for waiter in self._waiters.get(key, ()):
+            if waiter.wake():
+                count -= 1
+                if not count:
+                    return
+
+    # -- being rung ----------------------------------------------------------------------
+
+    def _rung_from_here(self) -> None:
+        """Be rung by a sender of this process, under the lock: on any thread."""
+        if asyncio._get_running_loop() is self._loop():
+            self.look_soon()
+        else:
+            ring(self._fittings.bell.ring_fd)
+
+    def look_soon(self) -> None:
+        """Look in the loop's next round, once."""
+        loop = self._loop()
+        if not self._look_is_due and loop is not None and self.is_open:
+            self._look_is_due = True
+            loop.call_soon(self._look)
+
+    def _on_ring(self) -> None:
+        if self.is_open:
+            self._fittings.bell.drain()
+            self._look()
+
+    def _on_door(self) -> None:
+        if self.is_open and self._fittings.door.answer():
+            self._look()
+
+    def _look(self, everything: bool = False) -> None:
+        """Find out whom to wake. SYNC POINT "wake": under the lock, or by waking the only one."""
+        self._look_is_due = False
+        if not self.is_open:
+            return
+        alone = self._waiter_count == 1 or (len(self._homes) == 1 and self._wake_drainer())
+        if alone and not everything:
+            self._wake_first()
+            return
+        homes: Iterable[str] = self._homes
+        if not everything:
+            hinted = self._store.hinted(self.slot)
+            if hinted is not None:
+                homes = [hinted] if hinted in self._homes else ()
+        try:
+            waiting = self._store.look(self.slot, self.token, list(homes))
+        except LockBusy:
+            loop = self._loop()
+            if loop is not None and not self._look_is_due:
+                self._look_is_due = True
+                loop.call_later(_RETRY_S, self._look, everything)
+            return
+        except IPCError:
+            logger.exception("a waiting event loop cannot look at its channels")
+            return
+        for home, depth in waiting:
+            self._wake_in(home, depth)
+
+    def _wake_first(self) -> None:
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.wake()
+                return
+
+    def _wake_drainer(self) -> bool:
+        """Whether all wait in one process-specific home, whose first waiter drains for all."""
+        return next(iter(self._homes))[-1] == "!"
+
+    def _wake_in(self, home: str, depth: int) -> None:
+        if home in self._waiters:
+            self._wake_here(home, depth)
+        elif home[-1] == "!":
+            for key, waiters in self._waiters.items():
+                if key.startswith(home):
+                    for waiter in waiters:
+                        waiter.wake()
+                        return
+
+    def _withdraw(self, homes: list[str]) -> None:
+        if not homes:
+            return
+        try:
+            self._store.withdraw(self.slot, homes)
+        except LockBusy:
+            loop = self._loop()
+            if loop is not None and not loop.is_closed():
+                loop.call_later(_RETRY_S, self._withdraw_again, homes)
+
+    def _withdraw_again(self, homes: list[str]) -> None:
+        if self.is_open:
+            self._withdraw([home for home in homes if home not in self._homes])
+
+    def _safety(self) -> None:
+        self._timer = None
+        loop = self._loop()
+        if not self._waiter_count or loop is None or not self.is_open:
+            return
+        self._timer = loop.call_later(SAFETY_S, self._safety)
+        self._on_safety()
+        self._look(everything=True)
+
+    # -- closing -------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give the slot back and wake everybody, who will find the port closed. Idempotent."""
+        if not self.is_open:
+            return
+        loop = self._loop()
+        self._ringer.own.pop(self.token, None)
+        self._finalizer.detach()
+        if loop is not None and not loop.is_closed():
+            loop.remove_reader(self._fittings.bell.read_fd)
+            loop.remove_reader(self._fittings.door.listener)
+        self._fittings.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        try:
+            if not self._store.segment.closed:
+                self._store.release_slot(self.slot, self.token, [*self._homes, *self._ever])
+        except (LockBusy, IPCError):
+            pass  # its door is closed: whoever rings next reaps the slot
+        if loop is not None and not loop.is_closed():
+            for waiters in self._waiters.values():
+                for waiter in waiters:
+                    waiter.wake()
+
+    def abandon(self) -> None:
+        """Let go in a forked child: the loop, the slot and the door are the parent's."""
+        self._finalizer.detach()
+        self._fittings.close(unlink=False)
+
+
+async def _until_closed(port: weakref.ref[Port]) -> AsyncGenerator[None, None]:
+    """Close the port when the loop closes its asynchronous generators."""
+    try:
+        yield
+    finally:
+        here = port()
+        if here is not None:
+            here.close()

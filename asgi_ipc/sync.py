@@ -1,0 +1,295 @@
+"""The blocking face: ``IPCChannelLayer``, what Channels 1 and Daphne 1 call.
+
+A thin wrapper of the async core. An operation that does not suspend is driven by one step
+of its coroutine; a blocking receive first tries without blocking, then runs the core's
+receive on a private event loop of the calling thread. Any number of threads may call at
+once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import threading
+import time
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+from .aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY, AsyncIPCChannelLayer
+from .capacity import ChannelCapacity, compile_capacities
+from .exceptions import ChannelFull, InvalidName, MessageTooLarge
+from .names import CHANNEL_NAME, GROUP_NAME, MAX_NAME_LENGTH, check_channel, check_group, home_of
+
+__all__ = ["IPCChannelLayer"]
+
+R = TypeVar("R")
+
+
+class _BlockingCore(AsyncIPCChannelLayer):
+    """The core as Channels 1 wants it: capacity counted on the home, waiting by sleeping."""
+
+    capacity_per_name = False
+
+
+class IPCChannelLayer:
+    """A channel layer over POSIX shared memory with the interface of asgiref 1.x.
+
+    The options are those of ``AsyncIPCChannelLayer``; ``block_timeout`` is 5 seconds here,
+    because Channels 1 stops gracefully, and times body channels out, only when a blocking
+    receive returns now and then.
+    """
+
+    ChannelFull = ChannelFull
+    MessageTooLarge = MessageTooLarge
+    channel_name_regex = CHANNEL_NAME
+    group_name_regex = GROUP_NAME
+    invalid_name_error = (
+        "{} name must be a valid unicode string containing only ASCII alphanumerics, hyphens, "
+        "underscores, or periods."
+    )
+
+    def __init__(
+        self,
+        prefix: str = "asgi",
+        expiry: float = 60,
+        group_expiry: float = 86400,
+        capacity: int = 100,
+        channel_capacity: ChannelCapacity | None = None,
+        message_memory: int = DEFAULT_MESSAGE_MEMORY,
+        group_memory: int = DEFAULT_GROUP_MEMORY,
+        *,
+        max_message_bytes: int | None = None,
+        mode: int = 0o600,
+        lock_timeout: float = 10.0,
+        block_timeout: float = 5.0,
+    ) -> None:
+        """Attach to the segments of ``prefix``; see ``AsyncIPCChannelLayer``."""
+        self.core = _BlockingCore(
+            prefix,
+            expiry,
+            group_expiry,
+            capacity,
+            channel_capacity,
+            message_memory,
+            group_memory,
+            max_message_bytes=max_message_bytes,
+            mode=mode,
+            lock_timeout=lock_timeout,
+            block_timeout=block_timeout,
+        )
+        self.core.pause = _sleep
+        self.prefix = prefix
+        self.expiry = expiry
+        self.group_expiry = group_expiry
+        self.capacity = capacity
+        self.channel_capacity = self.core.channel_capacity
+        self.block_timeout = block_timeout
+        self.extensions = [*self.core.extensions]
+        if importlib.util.find_spec("twisted") is not None:
+            self.extensions.append("twisted")
+        self._threads = threading.local()
+
+    # -- messages ------------------------------------------------------------------------
+
+    def send(self, channel: str, message: dict[str, Any]) -> None:
+        """Queue a message; see ``AsyncIPCChannelLayer.send`` for what it raises.
+
+        Does not block, but for a lock that another process holds (``lock_timeout``).
+        """
+        _drive(self.core.send(channel, message))
+
+    def receive(
+        self, channels: Iterable[str] | None, block: bool = False
+    ) -> tuple[str, dict[str, Any]] | tuple[None, None]:
+        """Return ``(channel, message)``, or ``(None, None)`` if there is none.
+
+        Args:
+            channels: names; a process-specific one must end at its ``!``.
+            block: wait up to ``block_timeout`` seconds. Signal handlers run meanwhile, and
+                what they raise comes out of here.
+
+        Raises:
+            InvalidName: (``TypeError``) one of the names.
+        """
+        keys = tuple(dict.fromkeys(check_channel(name, receive=True) for name in channels or ()))
+        got = _drive(self.core.receive_keys(keys, False, None))
+        if got is None and block:
+            deadline = time.monotonic() + self.block_timeout
+            got = self._private_loop().run(self.core.receive_keys(keys, True, deadline))
+        return got or (None, None)
+
+    receive_many = receive
+
+    async def receive_async(
+        self, channels: Iterable[str] | None
+    ) -> tuple[str, dict[str, Any]] | tuple[None, None]:
+        """Wait for a message on the running event loop; see ``AsyncIPCChannelLayer``."""
+        keys = tuple(dict.fromkeys(check_channel(name, receive=True) for name in channels or ()))
+        got = await self.core.receive_keys(keys, True, None)
+        return got or (None, None)
+
+    receive_asyncio = receive_async
+
+    def new_channel(self, pattern: str) -> str:
+        """Return an unused single-reader channel: ``reply?`` gives ``reply?<random>``.
+
+        Raises:
+            InvalidName: (``TypeError``) the pattern does not end in ``?``.
+        """
+        if not isinstance(pattern, str) or not pattern.endswith("?"):
+            raise InvalidName(
+                f"new_channel() takes a pattern that ends in '?', not {pattern!r}: "
+                "process-specific names are made by the process itself"
+            )
+        return _drive(self.core.new_channel(pattern))
+
+    # -- groups --------------------------------------------------------------------------
+
+    def group_add(self, group: str, channel: str) -> None:
+        """Make a channel a member, or renew its membership."""
+        _drive(self.core.group_add(group, channel))
+
+    def group_discard(self, group: str, channel: str) -> None:
+        """End a membership; a channel that is no member is fine."""
+        _drive(self.core.group_discard(group, channel))
+
+    def send_group(self, group: str, message: dict[str, Any]) -> None:
+        """Send to every member; those whose channel is full are skipped."""
+        _drive(self.core.group_send(group, message))
+
+    group_send = send_group
+
+    def group_channels(self, group: str) -> list[str]:
+        """Return the members of a group; a snapshot."""
+        return _drive(self.core.group_channels(group))
+
+    # -- everything ----------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Drop every message and every group, for every process."""
+        _drive(self.core.flush())
+
+    def global_statistics(self) -> dict[str, float]:
+        """Return counts over all channels; see ``AsyncIPCChannelLayer``."""
+        return _drive(self.core.global_statistics())
+
+    def channel_statistics(self, channel: str) -> dict[str, float]:
+        """Return the counts of one channel; see ``AsyncIPCChannelLayer``."""
+        return _drive(self.core.channel_statistics(channel))
+
+    def close(self) -> None:
+        """Detach; the messages stay, and the layer attaches again when it is next used."""
+        self.core.close_now()
+        self._threads = threading.local()
+
+    def unlink(self) -> None:
+        """Remove the segments and sockets of this prefix from the machine, and detach."""
+        self.close()
+        self.core.unlink()
+
+    # -- what third parties use of asgiref's base class ----------------------------------
+
+    def get_capacity(self, channel: str) -> int:
+        """Return how many messages a channel may hold."""
+        return self.core.get_capacity(channel)
+
+    @staticmethod
+    def compile_capacities(channel_capacity: ChannelCapacity | None) -> list[tuple[Any, int]]:
+        """Turn patterns into regular expressions; the first that matches wins."""
+        return compile_capacities(channel_capacity)
+
+    @staticmethod
+    def match_type_and_length(name: object) -> bool:
+        """Whether a name is a str and short enough."""
+        return isinstance(name, str) and len(name) <= MAX_NAME_LENGTH
+
+    @staticmethod
+    def valid_channel_name(name: str, receive: bool = False) -> bool:
+        """Return True, or raise ``InvalidName`` (a ``TypeError``)."""
+        check_channel(name, receive=receive)
+        return True
+
+    def valid_channel_names(self, names: Iterable[str], receive: bool = False) -> bool:
+        """Return True if every name is valid, or raise ``InvalidName``."""
+        return all(self.valid_channel_name(name, receive) for name in names)
+
+    @staticmethod
+    def valid_group_name(name: str) -> bool:
+        """Return True, or raise ``InvalidName`` (a ``TypeError``)."""
+        check_group(name)
+        return True
+
+    @staticmethod
+    def non_local_name(name: str) -> str:
+        """Return the part of a process-specific name up to and including its ``!``."""
+        return home_of(name)
+
+    def __repr__(self) -> str:
+        """Name the site."""
+        return f"{type(self).__name__}(prefix={self.prefix!r})"
+
+    def _private_loop(self) -> _PrivateLoop:
+        private: _PrivateLoop | None = getattr(self._threads, "loop", None)
+        if private is None or not private.is_usable():
+            private = self._threads.loop = _PrivateLoop()
+        return private
+
+
+class _PrivateLoop:
+    """An event loop for one thread's blocking receives; it goes with the thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._broken = False
+
+    def is_usable(self) -> bool:
+        return not self._broken and not self._loop.is_closed()
+
+    def run(self, receive: Coroutine[Any, Any, R]) -> R:
+        # Somebody may block a thread whose own event loop is running (the original allowed
+        # it): asyncio refuses to nest loops, unless it does not see the outer one.
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        task = self._loop.create_task(receive)
+        try:
+            return self._loop.run_until_complete(task)
+        except BaseException:
+            # A signal handler raised in the middle of the loop: leave nothing of it.
+            self._broken = True
+            try:
+                if not task.done():
+                    task.cancel()
+                    self._loop.run_until_complete(asyncio.wait([task]))
+            finally:
+                self.close()
+            raise
+        finally:
+            asyncio._set_running_loop(outer)
+
+    def close(self) -> None:
+        if not self._loop.is_closed() and not self._loop.is_running():
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    def __del__(self) -> None:
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        try:
+            self.close()
+        finally:
+            asyncio._set_running_loop(outer)
+
+
+async def _sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def _drive(operation: Coroutine[Any, Any, R]) -> R:
+    """Run a coroutine that does not suspend: one step, no event loop."""
+    try:
+        operation.send(None)
+    except StopIteration as done:
+        result: R = done.value
+        return result
+    operation.close()
+    raise AssertionError("an operation of the core suspended in the blocking face")
