@@ -548,8 +548,8 @@ class MessageStore:
             if attempt == 0:
                 self._probe_all()
         raise TooManyLoops(
-            f"all {L.SLOT_COUNT} slots for receiving event loops of {self.segment.name} are taken: "
-            "receive from fewer loops and threads, or split the site by prefix"
+            f"all {L.SLOT_COUNT} slots for event loops that receive from {self.segment.name} are "
+            "taken: receive from fewer loops and threads, or split the site by prefix"
         )
 
     def _probe_all(self) -> None:
@@ -731,8 +731,8 @@ class MessageStore:
         if isinstance(cause, OSError):
             text = (
                 f"channel {name!r}: the shared-memory filesystem is full, so {self.segment.name} "
-                f"cannot grow for a message of {body_bytes} bytes: free or enlarge it (df /dev/shm; "
-                "in Docker --shm-size)"
+                f"cannot grow for a message of {body_bytes} bytes: free or enlarge it "
+                "(df /dev/shm; in Docker --shm-size)"
             )
         else:
             text = (

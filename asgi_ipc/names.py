@@ -2,8 +2,8 @@
 
 A channel name is ASCII letters, digits, ``-``, ``_`` and ``.``, shorter than 100
 characters, with at most one ``?`` (single-reader) or ``!`` (process-specific) after
-its first character. A group name is the same without ``?`` and ``!``. (ASGI
-channel layer specification, "Channels" and "Groups".) The original package's patterns let a trailing
+its first character. A group name is the same without ``?`` and ``!``. (ASGI channel layer
+specification, "Channels" and "Groups".) The original package's patterns let a trailing
 newline and non-ASCII digits through; these do not.
 """
 
