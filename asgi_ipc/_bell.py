@@ -23,6 +23,7 @@ import stat
 import struct
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 
 from .exceptions import SegmentPermission
@@ -227,14 +228,14 @@ class Ringer:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._peers: dict[int, _Peer] = {}
-        self.own: dict[int, Callable[[], None]] = {}  # loops of this process, by token
+        weakref.finalize(self, _close_all, self._peers)
+        self.own: dict[int, Callable[[], bool]] = {}  # loops of this process, by token
 
     def ring(self, slot: int, token: int) -> bool:
         """Wake the loop in ``slot``; False if it is known to be dead."""
         own = self.own.get(token)
         if own is not None:
-            own()
-            return True
+            return own()
         peer = self._peers.get(slot)
         if peer is not None and peer.token != token:
             del self._peers[slot]  # its slot has a new owner
@@ -288,6 +289,10 @@ class Ringer:
 
     def close(self) -> None:
         """Close every connection."""
-        for peer in self._peers.values():
-            peer.close()
-        self._peers.clear()
+        _close_all(self._peers)
+
+
+def _close_all(peers: dict[int, _Peer]) -> None:
+    for peer in peers.values():
+        peer.close()
+    peers.clear()

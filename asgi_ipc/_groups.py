@@ -97,14 +97,10 @@ class Groups:
         if not home_record:
             home_record = self._create_home(plan, group_record, home)
         member = self.find_member(plan, home_record, channel)
-        if member:
+        if member and not plan[member + L.M_LEFT]:
             plan[member + L.M_DEADLINE] = deadline_ns
-            if not plan[member + L.M_LEFT]:
-                return 0
-            plan[member + L.M_LEFT] = 0
-            version = self._changed(plan, group_record, home_record, +1)
-            plan[member + L.M_JOINED] = version
-            return version
+            return 0
+        # Beside its own tombstone, if there is one: `find_member` meets the newer one first.
         version = self._changed(plan, group_record, home_record, +1)
         first = plan[home_record + L.H_FIRST]
         member = self.table.create(

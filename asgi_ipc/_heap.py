@@ -12,7 +12,7 @@ Invariants, between transactions:
 * No two free extents touch. A class's bitmap bit is set if and only if its list is not
   empty.
 * An extent in a quick list keeps the kind of its last owner and is referred to by the
-  list alone; a quick list holds at most ``QUICK_LIMIT`` of them.
+  list alone; a quick list holds at most ``quick_limit`` of them.
 
 Everything is planned, nothing written: see ``Segment.commit``.
 """
@@ -27,6 +27,8 @@ __all__ = ["Heap", "HeapFull"]
 
 GROWTH_BYTES = 1 << 20  # memory is backed in steps of this size
 _GROWTH_GRANULES = GROWTH_BYTES // L.GRANULE_BYTES
+_LAST_RESORT = 8  # extents looked at
+_SHORT_LIVED = (L.EXTENT_MESSAGE, L.EXTENT_BODY)
 _W = L.GRANULE_WORDS
 
 
@@ -68,9 +70,11 @@ class Heap:
             HeapFull: as it says; nothing was planned.
             OSError: the filesystem is full; nothing was planned.
         """
-        granules = L.round_to_class((size_bytes + L.GRANULE_BYTES - 1) >> 5)
-        index = L.size_class(granules)
+        granules = (size_bytes + L.GRANULE_BYTES - 1) >> 5
+        rounded = L.round_to_class(granules)
+        index = L.size_class(rounded)
         if index < L.QUICK_CLASSES:
+            granules = rounded
             quick = L.QUICK + index
             entry = plan[quick]
             if entry:
@@ -85,12 +89,11 @@ class Heap:
                 if header >> L.KIND_SHIFT != kind:
                     plan[extent] = kind << L.KIND_SHIFT | header & ((1 << L.KIND_SHIFT) - 1)
                 return extent
-        found = self._first_fit(plan, index)
-        if not found:
-            self._grow(plan, granules)
-            found = self._first_fit(plan, index)
-            if not found:  # the list of its own class may start below the size asked for
-                raise HeapFull(size_bytes)
+        found = (
+            self._first_fit(plan, index)
+            or self._last_resort(plan, granules)
+            or self._grow(plan, granules)
+        )
         return self._carve(plan, found, granules, kind)
 
     def free(self, plan: Plan, extent: int) -> None:
@@ -101,7 +104,7 @@ class Heap:
             quick = L.QUICK + index
             entry = plan[quick]
             count = entry >> L.COUNT_SHIFT
-            if count < L.QUICK_LIMIT:
+            if count < L.quick_limit(index):
                 plan[extent + L.FREE_NEXT] = entry & L.OFFSET_MASK
                 plan[quick] = (count + 1) << L.COUNT_SHIFT | extent
                 return
@@ -112,7 +115,7 @@ class Heap:
         words = self._segment.words
         freed = False
         for quick in range(L.QUICK, L.QUICK + L.QUICK_CLASSES):
-            for _ in range(L.QUICK_LIMIT):
+            for _ in range(L.quick_limit(quick - L.QUICK)):
                 entry = words[quick]
                 if not entry:
                     break
@@ -145,8 +148,22 @@ class Heap:
             )
         return self.check(plan[L.CLASSES + found])
 
+    def _last_resort(self, plan: Plan, granules: int) -> int:
+        """Look at a few extents of the class below, some of which are large enough."""
+        extent = plan[L.CLASSES + L.size_class(granules)]
+        for _ in range(_LAST_RESORT):
+            if not extent or plan[self.check(extent)] & L.SIZE_MASK >= granules:
+                return extent
+            extent = plan[extent + L.FREE_NEXT]
+        return 0
+
     def _carve(self, plan: Plan, found: int, granules: int, kind: int) -> int:
-        """Take ``granules`` from the *end* of a free extent, so that its links stay put."""
+        """Take ``granules`` out of a free extent.
+
+        Messages are cut from its end, where its links can stay. Records live long: they are
+        cut from its front, so that they gather at the bottom of the heap and leave the rest
+        in one piece.
+        """
         header = plan[found]
         size = header & L.SIZE_MASK
         rest = size - granules
@@ -158,6 +175,15 @@ class Heap:
         if not rest:
             self._unlist(plan, found, size)
             plan[found] = header ^ (L.EXTENT_FREE ^ kind) << L.KIND_SHIFT
+            return found
+        if kind not in _SHORT_LIVED:
+            self._unlist(plan, found, size)
+            before = header & L.SIZE_MASK << L.PREVIOUS_SHIFT
+            plan[found] = kind << L.KIND_SHIFT | before | granules
+            remains = found + _W * granules
+            plan[remains] = L.EXTENT_FREE << L.KIND_SHIFT | granules << L.PREVIOUS_SHIFT | rest
+            self._set_previous(plan, found + _W * size, rest)
+            self._enlist(plan, remains, rest)
             return found
         if L.size_class(rest) != L.size_class(size):
             self._unlist(plan, found, size)
@@ -218,16 +244,11 @@ class Heap:
             if not following:
                 plan[L.BITMAP + (index >> 6)] &= ~(1 << (index & 63))
 
-    def _grow(self, plan: Plan, granules: int) -> None:
-        """Back more memory and plan it as a free extent at the end.
-
-        A class's smallest member is as large as any request rounded to it, but the extent
-        made here need only be as large as the request; the caller looks again.
-        """
+    def _grow(self, plan: Plan, granules: int) -> int:
+        """Back more memory and plan it as a free extent at the end; return that extent."""
         segment = self._segment
-        end = segment.heap_end()
-        sentinel = plan[end]
-        before = sentinel >> L.PREVIOUS_SHIFT & L.SIZE_MASK
+        end = plan[L.HEAP_END] if L.HEAP_END in plan else segment.heap_end()
+        before = plan[end] >> L.PREVIOUS_SHIFT & L.SIZE_MASK
         last = end - _W * before
         last_is_free = before and plan[last] >> L.KIND_SHIFT == L.EXTENT_FREE
         missing = granules - (before if last_is_free else 0)
@@ -241,3 +262,4 @@ class Heap:
         plan[new_end] = L.EXTENT_END << L.KIND_SHIFT | added << L.PREVIOUS_SHIFT
         plan[L.HEAP_END] = new_end
         self._merge(plan, end)
+        return last if last_is_free else end

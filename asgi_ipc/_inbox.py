@@ -47,6 +47,10 @@ class Inboxes:
         queue = self._by_name.get(name)
         return len(queue) if queue else 0
 
+    def names(self) -> list[str]:
+        """Return the full names that have messages here."""
+        return list(self._by_name)
+
     def put(self, entry: Entry) -> None:
         """Add a message behind the others of its name."""
         self.count += 1

@@ -23,8 +23,7 @@ word     words field                written
 25       7     (reserved)
 32       224   CLASSES              first free extent of each size class
 256      64   QUICK                short lists of small free extents: count << 48 | first
-320      512   LOG_KEYS             redo log: which words
-832      512   LOG_VALUES           redo log: their new values
+320      1024  LOG                  redo log: pairs of a word's index and its new value
 1344     1024  SLOTS                256 slots of 4 words: event loops that receive
 2368     2**n  BUCKETS              hash table: first record of each chain
 ...            heap                 extents, up to HEAP_END
@@ -104,13 +103,11 @@ CLASSES = 32
 CLASS_COUNT = 216
 QUICK = 256
 QUICK_CLASSES = 64
-QUICK_LIMIT = 32  # extents a quick list may hold
 
-LOG_KEYS = 320
-LOG_CAPACITY = 512
-LOG_VALUES = LOG_KEYS + LOG_CAPACITY
+LOG = 320
+LOG_CAPACITY = 512  # pairs
 
-SLOTS = LOG_VALUES + LOG_CAPACITY
+SLOTS = LOG + 2 * LOG_CAPACITY
 SLOT_COUNT = 256
 SLOT_WORDS = 4
 SLOT_TOKEN = 0  # random << 8 | slot: the owning loop, names its socket; 0 = free
@@ -240,8 +237,13 @@ def round_to_class(granules: int) -> int:
     return (granules + step - 1) & -step
 
 
+def quick_limit(index: int) -> int:
+    """How many extents the quick list of a class may hold: a burst of small ones, few large."""
+    return 128 if index < 32 else 16
+
+
 # The table above, checked when the package is imported.
-assert CLASSES + CLASS_COUNT <= QUICK and QUICK + QUICK_CLASSES <= LOG_KEYS
+assert CLASSES + CLASS_COUNT <= QUICK and QUICK + QUICK_CLASSES <= LOG
 assert SLOTS == 1344 and BUCKETS == 2368 and BUCKETS % GRANULE_WORDS == 0
 assert CLASS_COUNT <= 64 * BITMAP_WORDS
 assert size_class(SIZE_MASK) < CLASS_COUNT

@@ -20,7 +20,7 @@ from .exceptions import ChannelFull
 
 __all__ = ["GroupStore", "Snapshot"]
 
-_SWEEP_BUCKETS = 8
+_SWEEP_BUCKETS = 2
 _PRESSURE_BUCKETS = 4096
 _REMOVALS = 32  # members of a dead home removed in one hold of the lock
 _CACHE_LIMIT = 10_000
@@ -50,13 +50,16 @@ class _KnownGroup(NamedTuple):
 
 
 class _KnownHome:
-    __slots__ = ("ident", "members", "record", "version")
+    """A home's members as last read, at ``version``; ``gone`` are the tombstones."""
+
+    __slots__ = ("gone", "ident", "members", "record", "version")
 
     def __init__(self, record: int, ident: int) -> None:
         self.record = record
         self.ident = ident
         self.version = 0
         self.members: dict[str, Member] = {}
+        self.gone: list[tuple[str, Member]] = []
 
 
 class GroupStore:
@@ -130,10 +133,7 @@ class GroupStore:
             return
         previous = self._home_version(group, home)
         self.segment.commit(plan)
-        known = self._known_homes.get((group, home))
-        old = known.members.get(channel) if known else None
-        buried = Member(old.joined, version, until) if old and until else None
-        self._note(group, home, channel, previous, version, buried)
+        self._note(group, home, channel, previous, version, Member(0, version, until))
         self._sweep(now, _SWEEP_BUCKETS)
 
     def drop_home(self, group: str, home: str) -> bool:
@@ -207,11 +207,17 @@ class GroupStore:
             return []
         if any(member.deadline_ns <= now for member in known.members.values()):
             self._read_members(known)  # another process may have renewed them
-        return [
+        names = [
             name
-            for name, (joined, left, deadline_ns) in known.members.items()
-            if joined <= version and (not left or left > version) and deadline_ns > now
+            for name, (joined, _, deadline_ns) in known.members.items()
+            if joined <= version and deadline_ns > now
         ]
+        names += [
+            name
+            for name, (joined, left, deadline_ns) in known.gone
+            if joined <= version < left and deadline_ns > now
+        ]
+        return names
 
     def channels(self, group: str) -> list[str]:
         """Return the members of a group."""
@@ -260,7 +266,13 @@ class GroupStore:
         return known
 
     def _read_members(self, known: _KnownHome) -> None:
-        known.members = dict(self.groups.members(known.record))
+        known.members.clear()
+        known.gone.clear()
+        for name, member in self.groups.members(known.record):
+            if member.left:
+                known.gone.append((name, member))
+            else:
+                known.members[name] = member
         known.version = self.segment.words[known.record + L.H_VERSION]
 
     def _home_version(self, group: str, home: str) -> int:
@@ -279,18 +291,18 @@ class GroupStore:
         channel: str,
         previous: int,
         version: int,
-        member: Member | None,
+        member: Member,
     ) -> None:
         """Apply a change of our own to a remembered home that was up to date before it."""
         known = self._known_homes.get((group, home))
         if known is None or not previous or known.version != previous:
             return
-        if member is None:
-            known.members.pop(channel, None)
-        elif version:
-            known.members[channel] = member
-        elif channel in known.members:  # a renewal
-            known.members[channel] = known.members[channel]._replace(deadline_ns=member.deadline_ns)
+        old = known.members.pop(channel, None)
+        if not member.left:
+            joined = member.joined or (old.joined if old else 0)  # 0: a renewal
+            known.members[channel] = member._replace(joined=joined)
+        elif old is not None and member.deadline_ns:
+            known.gone.append((channel, member._replace(joined=old.joined)))
         known.version = version or known.version
 
     # -- housekeeping --------------------------------------------------------------------

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import secrets
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from ._bell import Bell, Door, Ringer, make_directory, new_bell, ring
 from ._segment import LockBusy
@@ -35,23 +35,35 @@ class Waiter:
     Attributes:
         keys: what it waits for: full process-specific names, and homes.
         homes: the queues those live in.
-        future: resolved when it should look again.
+        future: while it is asleep; resolved when it should look again, or when its time is over.
+        was_woken: it was asked to look again.
+        is_late: its time is over.
+        found_in_inbox: it got a message that somebody else had drained.
         parked: it has been waiting, so its loop's parked bits may be set.
     """
 
-    __slots__ = ("future", "homes", "keys", "parked")
+    __slots__ = ("found_in_inbox", "future", "homes", "is_late", "keys", "parked", "was_woken")
 
     def __init__(self, keys: Sequence[str], homes: Sequence[str]) -> None:
         self.keys = keys
         self.homes = homes
         self.future: asyncio.Future[None] | None = None
         self.parked = False
+        self.is_late = False
+        self.found_in_inbox = False
+        self.was_woken = False
+
+    def time_is_over(self) -> None:
+        """Wake it for the last time."""
+        self.is_late = True
+        self.wake()
 
     def wake(self) -> bool:
         """Wake it; whether it was asleep."""
         future = self.future
         if future is None or future.done():
-            return False
+            return False  # not asleep: it looks by itself before it sleeps
+        self.was_woken = True
         future.set_result(None)
         return True
 
@@ -178,10 +190,11 @@ class Port:
             else:
                 del self._homes[home]
         self._waiter_count -= 1
-        woken = waiter.future is not None and waiter.future.done()
         if not got and waiter.parked and self.is_open:
             self._withdraw([home for home in waiter.homes if home not in self._homes])
-            if others and woken:
+            if others and waiter.was_woken:
+                for key in waiter.keys:  # what it was woken for may lie in an inbox
+                    self._wake_here(key, 1)
                 self.look_soon()
         if not self._waiter_count and self._timer is not None:
             self._timer.cancel()
@@ -221,12 +234,18 @@ class Port:
 
     # -- being rung ----------------------------------------------------------------------
 
-    def _rung_from_here(self) -> None:
-        """Be rung by a sender of this process, under the lock: on any thread."""
+    def _rung_from_here(self) -> bool:
+        """Be rung by a sender of this process, under the lock and on any thread.
+
+        False if the loop was closed without a word: nobody will answer.
+        """
+        if self.is_orphaned() or not self.is_open:
+            return False
         if asyncio._get_running_loop() is self._loop():
             self.look_soon()
         else:
             ring(self._fittings.bell.ring_fd)
+        return True
 
     def look_soon(self) -> None:
         """Look in the loop's next round, once."""
@@ -253,13 +272,10 @@ class Port:
         if alone and not everything:
             self._wake_first()
             return
-        homes: Iterable[str] = self._homes
-        if not everything:
-            hinted = self._store.hinted(self.slot)
-            if hinted is not None:
-                homes = [hinted] if hinted in self._homes else ()
         try:
-            waiting = self._store.look(self.slot, self.token, list(homes))
+            waiting = self._store.look(
+                self.slot, self.token, list(self._homes), hinted=not everything
+            )
         except LockBusy:
             loop = self._loop()
             if loop is not None and not self._look_is_due:

@@ -17,13 +17,14 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from typing import NamedTuple
 
+from . import _fast
 from . import _layout as L
 from ._heap import HeapFull
 from ._queues import Popped, Queues
-from ._segment import Plan, Segment
+from ._segment import LockBusy, Plan, Segment
 from .exceptions import ChannelFull, TooManyLoops
 
 __all__ = ["NOTHING", "Envelope", "MembersAt", "MessageStore", "Ring", "Statistics", "Taken"]
@@ -43,8 +44,8 @@ Statistics = dict[str, int]
 
 IDLE_S = 60  # an empty channel keeps its record, and so its counters, at least this long
 _IDLE_SINGLE_S = 1  # single-reader and process-specific names are used once and forgotten
-_SWEEP_EVERY = 4  # one send in so many looks at other queues
-_SWEEP_BUCKETS = 4
+_SWEEP_EVERY = 16  # one send in so many looks at other queues
+_SWEEP_BUCKETS = 16
 _GROWTH_BUCKETS = 64  # a send that makes a record looks at more than it makes
 _GROWTH_RECORDS = 3
 _PRESSURE_BUCKETS = 4096  # when the memory is full
@@ -72,6 +73,14 @@ class Taken(NamedTuple):
 
 
 NOTHING = Taken("", (), False)
+
+
+class _Targets(NamedTuple):
+    """Where a group message goes: ``(name to carry, record, leaf, version)`` each."""
+
+    targets: list[tuple[str, int, int, int]]
+    dead: list[str]
+    skipped: int
 
 
 class MessageStore:
@@ -107,14 +116,45 @@ class MessageStore:
         Raises:
             ChannelFull: ``capacity`` messages wait, or the memory is full; nothing queued.
         """
-        self.segment.transact(self._send, name, home, body, capacity, expiry_ns, by_name)
+        now = time.monotonic_ns()
+        deadline = now + expiry_ns
+        if len(body) <= _fast.LARGEST_BYTES:
+            known = self._known.get(home)
+            counted = by_name and name is not home
+            leaf = self._known.get(name) if counted else None
+            if (
+                known is not None
+                and (leaf is not None or not counted)
+                and _fast.append(
+                    self.segment,
+                    known,
+                    leaf,
+                    "" if name is home else name,
+                    body,
+                    capacity,
+                    now,
+                    deadline,
+                    self.wake_parked,
+                )
+            ):
+                self._sends += 1
+                if self._dead or not self._sends % _SWEEP_EVERY:
+                    self._tidy_when_free()
+                return
+        self.segment.transact(self._send, name, home, body, capacity, now, deadline, by_name)
 
     def _send(
-        self, name: str, home: str, body: bytes, capacity: int, expiry_ns: int, by_name: bool
+        self,
+        name: str,
+        home: str,
+        body: bytes,
+        capacity: int,
+        now: int,
+        deadline: int,
+        by_name: bool,
     ) -> None:
-        now = time.monotonic_ns()
-        own_name = "" if name is home or name == home else name
-        arguments = (name, home, own_name, body, capacity, now, now + expiry_ns, by_name)
+        own_name = "" if name == home else name
+        arguments = (name, home, own_name, body, capacity, now, deadline, by_name)
         try:
             created = self._append(*arguments)
         except (HeapFull, OSError) as exc:
@@ -219,39 +259,24 @@ class MessageStore:
     ) -> tuple[list[str], int]:
         now = time.monotonic_ns()
         words = self.segment.words
-        dead: list[str] = []
-        skipped = 0
-        targets: list[tuple[str, int, int, int]] = []
-        for name, version, members in (*envelopes, *((name, 0, 1) for name in channels)):
-            record = self._find(name) or self._make(name)
-            if (
-                record
-                and words[record + L.CH_LOOP]
-                and not self._is_live(words[record + L.CH_LOOP])
-            ):
-                dead.append(name)
-                continue
-            limit = capacity_of(name)
-            leaf = 0
-            if record and version:
-                limit *= _ENVELOPE_FACTOR
-                leaf = self._find(group, record) or self._make(group, record)
-            counted = leaf if version else record
-            if not counted or words[counted + L.CH_SENT] - words[counted + L.CH_TAKEN] >= limit:
-                skipped += members
-            else:
-                targets.append((group if version else "", record, leaf, version))
-        plan = Plan(words)
-        stored = 0
-        try:
-            if targets:
-                stored = self._store_body(plan, body, now)
-        except (HeapFull, OSError) as exc:
-            if not is_full(exc):
-                raise
-            skipped += len(targets)
-            targets = []
-        for name, record, leaf, version in targets:
+        members = [*envelopes, *((name, 0, 1) for name in channels)]
+        for making_room in (True, False):
+            # Making room removes idle records, so nothing found before it may be used after.
+            try:
+                found = self._find_targets(group, members, capacity_of, must=making_room)
+                plan = Plan(words)
+                stored = self.queues.store_body(plan, body, 0) if found.targets else 0
+                break
+            except (HeapFull, OSError) as exc:
+                if not is_full(exc):
+                    raise
+                if making_room:
+                    self._make_room(now)
+        else:
+            found = found._replace(skipped=found.skipped + len(found.targets), targets=[])
+            plan, stored = Plan(words), 0
+        skipped = found.skipped
+        for name, record, leaf, version in found.targets:
             if len(plan) > _PLAN_ROOM and plan[stored + L.BODY_REFS]:
                 self.segment.commit(plan)
                 plan = Plan(words)
@@ -273,16 +298,44 @@ class MessageStore:
         if plan:
             self.segment.commit(plan)
         self._afterwards(now, False)
-        return dead, skipped
+        return found.dead, skipped
 
-    def _store_body(self, plan: Plan, body: bytes, now: int) -> int:
-        try:
-            return self.queues.store_body(plan, body, 0)
-        except (HeapFull, OSError) as exc:
-            if not is_full(exc):
-                raise
-        self._make_room(now)
-        return self.queues.store_body(plan, body, 0)
+    def _find_targets(
+        self,
+        group: str,
+        members: Sequence[Envelope],
+        capacity_of: Callable[[str], int],
+        *,
+        must: bool,
+    ) -> _Targets:
+        """Find or make the records a group message goes to.
+
+        Args:
+            must: raise when a record cannot be made; otherwise skip that member.
+        """
+        words = self.segment.words
+        found = _Targets([], [], 0)
+        skipped = 0
+        for name, version, count in members:
+            record = self._find(name) or self._make(name, must=must)
+            if (
+                record
+                and words[record + L.CH_LOOP]
+                and not self._is_live(words[record + L.CH_LOOP])
+            ):
+                found.dead.append(name)
+                continue
+            limit = capacity_of(name)
+            leaf = 0
+            if record and version:
+                limit *= _ENVELOPE_FACTOR
+                leaf = self._find(group, record) or self._make(group, record, must=must)
+            counted = leaf if version else record
+            if not counted or words[counted + L.CH_SENT] - words[counted + L.CH_TAKEN] >= limit:
+                skipped += count
+            else:
+                found.targets.append((group if version else "", record, leaf, version))
+        return found._replace(skipped=skipped)
 
     # -- receiving -----------------------------------------------------------------------
 
@@ -343,6 +396,22 @@ class MessageStore:
                 self._park(home, slot, token)
         return NOTHING
 
+    def take_one(self, home: str) -> bytes | None:
+        """Take one ordinary message from an ordinary channel and return its body.
+
+        ``None`` if there is none, or if ``take`` has to see to it.
+        """
+        known = self._known.get(home)
+        if known is None:
+            return None
+        words = self.segment.words
+        if words[known[0] + L.CH_SENT] == words[known[0] + L.CH_TAKEN]:
+            return None  # seen without the lock, as `may_have`
+        try:
+            return _fast.pop(self.segment, known, time.monotonic_ns())
+        except LockBusy:
+            return None  # `take` waits for it
+
     def _pop_some(
         self, plan: Plan, record: int, home: str, limit: int, wanted: Container[str]
     ) -> list[Popped]:
@@ -351,10 +420,12 @@ class MessageStore:
         A group envelope comes alone: its members are looked up with both locks held (in
         this order, never the other), so that nobody can leave between the two.
         """
-        popped: list[Popped] = []
+        now = time.monotonic_ns()
+        popped = _fast.drain(self.segment, plan, record, home, limit, now, wanted)
+        if popped:
+            return popped
         seen: set[str] = set()
         total_bytes = 0
-        now = time.monotonic_ns()
         while (
             plan[record + L.CH_SENT] != plan[record + L.CH_TAKEN]
             and len(popped) < limit
@@ -405,15 +476,31 @@ class MessageStore:
 
     # -- parking -------------------------------------------------------------------------
 
-    def look(self, slot: int, token: int, homes: Sequence[str]) -> list[tuple[str, int]]:
-        """Say how many messages wait in each home that has any; park on those without."""
-        return self.segment.transact(self._look, slot, token, homes)
+    def look(
+        self, slot: int, token: int, homes: Collection[str], *, hinted: bool
+    ) -> list[tuple[str, int]]:
+        """Say how many messages wait in each home that has any; park on those without.
 
-    def _look(self, slot: int, token: int, homes: Sequence[str]) -> list[tuple[str, int]]:
+        Args:
+            hinted: if the loop was rung for one home only since it last looked, look at
+                that one alone; and if it is none of ``homes``, pass the ring on.
+        """
+        return self.segment.transact(self._look, slot, token, homes, hinted)
+
+    def _look(
+        self, slot: int, token: int, homes: Collection[str], hinted: bool
+    ) -> list[tuple[str, int]]:
         words = self.segment.words
-        hint = L.SLOTS + L.SLOT_WORDS * slot + L.SLOT_HINT
-        if words[hint]:
-            self.segment.commit({hint: 0})
+        word = L.SLOTS + L.SLOT_WORDS * slot + L.SLOT_HINT
+        hint = words[word]
+        if hint:
+            self.segment.commit({word: 0})
+        one = self._name_at.get(hint) if hinted else None
+        if one is not None and self._find(one) == hint:
+            if one not in homes:
+                self._withdraw(slot, (one,))
+                return []
+            homes = (one,)
         waiting = []
         for home in homes:
             depth = self._depth(home)
@@ -422,14 +509,6 @@ class MessageStore:
             else:
                 self._park(home, slot, token)
         return waiting
-
-    def hinted(self, slot: int) -> str | None:
-        """Return the one home a loop was rung for since it last looked, if this can be told.
-
-        Read without the lock; to be trusted after a ring only as far as ``look`` confirms.
-        """
-        hint = self.segment.words[L.SLOTS + L.SLOT_WORDS * slot + L.SLOT_HINT]
-        return self._name_at.get(hint)
 
     def may_have(self, home: str) -> bool:
         """Whether a home seems to have messages; read without the lock, so only a hint."""
@@ -493,24 +572,32 @@ class MessageStore:
             elif plan[record + L.CH_SENT] != plan[record + L.CH_TAKEN]:
                 self._wake(plan, record)
 
-    def _wake(self, plan: Plan, record: int) -> None:
+    def _wake(self, plan: dict[int, int], record: int) -> None:
         """Ring one loop parked on a channel, if any, and plan its bit away."""
         start = 8 * (record + L.CH_PARKED)
         mask = int.from_bytes(self.segment.memory[start : start + _MASK_BYTES], "little")
+        if mask:
+            self.wake_parked(plan, record, mask)
+
+    def wake_parked(self, plan: dict[int, int], record: int, mask: int) -> None:
+        """Ring one of the loops whose bits are set in ``mask``, and plan its bit away."""
+        words = self.segment.words
+        turn = words[record + L.CH_SENT]
         while mask:
             rest = mask
-            for _ in range(plan[record + L.CH_SENT] % mask.bit_count()):
+            for _ in range(turn % mask.bit_count()):
                 rest &= rest - 1  # rotate: each send rings another one of the parked
             bit = rest & -rest
             mask ^= bit
             slot = bit.bit_length() - 1
-            plan[record + L.CH_PARKED + (slot >> 6)] &= ~(1 << (slot & 63))
+            word = record + L.CH_PARKED + (slot >> 6)
+            plan[word] = plan.get(word, words[word]) & ~(1 << (slot & 63))
             base = L.SLOTS + L.SLOT_WORDS * slot
-            token = plan[base + L.SLOT_TOKEN]
+            token = words[base + L.SLOT_TOKEN]
             if not token:
                 continue
             if self._ring(slot, token):  # SYNC POINT "wake": before the commit
-                hint = plan[base + L.SLOT_HINT]
+                hint = plan.get(base + L.SLOT_HINT, words[base + L.SLOT_HINT])
                 if hint != record:
                     plan[base + L.SLOT_HINT] = L.HINT_MANY if hint else record
                 return
@@ -638,21 +725,21 @@ class MessageStore:
         self._known[name] = (record, self.segment.words[record + L.IDENT])
         self._name_at[record] = name
 
-    def _make(self, name: str, owner: int = 0) -> int:
-        """Create a channel record at once; 0 when the memory is full."""
-        for attempt in range(2):
-            plan = Plan(self.segment.words)
-            try:
-                record = self.queues.create_channel(plan, name, owner)
-            except (HeapFull, OSError) as exc:
-                if not is_full(exc):
-                    raise
-                if attempt == 0:
-                    self._make_room(time.monotonic_ns())
-                continue
-            self.segment.commit(plan)
-            return record
-        return 0
+    def _make(self, name: str, owner: int = 0, *, must: bool = False) -> int:
+        """Create a channel record at once.
+
+        Args:
+            must: raise what the heap raises when the memory is full; otherwise return 0.
+        """
+        plan = Plan(self.segment.words)
+        try:
+            record = self.queues.create_channel(plan, name, owner)
+        except (HeapFull, OSError) as exc:
+            if must or not is_full(exc):
+                raise
+            return 0
+        self.segment.commit(plan)
+        return record
 
     # -- housekeeping --------------------------------------------------------------------
 
@@ -669,6 +756,16 @@ class MessageStore:
                     break
         elif self._sends % _SWEEP_EVERY == 0:
             self._sweep(now, _SWEEP_BUCKETS)
+
+    def _tidy_when_free(self) -> None:
+        try:
+            self.segment.transact(self._reap_and_sweep)
+        except LockBusy:
+            pass  # the next sender does it
+
+    def _reap_and_sweep(self) -> None:
+        self._reap_dead()
+        self._sweep(time.monotonic_ns(), _SWEEP_BUCKETS)
 
     def _sweep(self, now: int, buckets: int) -> int:
         """Look at the next few buckets: drop what expired, forget idle channels.

@@ -17,7 +17,7 @@ import string
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
@@ -29,7 +29,7 @@ from ._membership import GroupStore
 from ._port import Port, Waiter
 from ._queues import Popped
 from ._segment import LockBusy, Segment
-from ._store import MessageStore
+from ._store import MessageStore, Taken
 from .capacity import ChannelCapacity, check_capacity, compile_capacities
 from .exceptions import ChannelFull, InvalidName, LayerClosed, MessageTooLarge
 from .names import check_channel, check_group, home_of
@@ -43,7 +43,9 @@ logger = logging.getLogger("asgi_ipc")
 
 DEFAULT_MESSAGE_MEMORY = 100 * 1024 * 1024
 DEFAULT_GROUP_MEMORY = 20 * 1024 * 1024
+_OVERHEAD_BYTES = 1024  # of one message and one channel in an otherwise empty segment
 _BATCH = 64  # messages taken from a process-specific home in one hold of the lock
+_OWED = 32
 _NAME_CACHE = 20_000
 _WATCH_NS = 1_000_000_000  # how often a sender looks whether its segment was deleted
 _WARN_EVERY_S = 10.0
@@ -114,6 +116,7 @@ class AsyncIPCChannelLayer:
                 raise ValueError(f"{what} must be at least {L.MIN_SEGMENT_BYTES} bytes, not {size}")
         self.prefix = prefix
         self.expiry = _positive(expiry, "expiry")
+        self._expiry_ns = int(expiry * 1_000_000_000)
         self.group_expiry = _positive(group_expiry, "group_expiry")
         self.capacity = check_capacity(capacity, "capacity")
         self.channel_capacity = compile_capacities(channel_capacity)
@@ -123,9 +126,8 @@ class AsyncIPCChannelLayer:
         self.mode = mode
         self.lock_timeout = _positive(lock_timeout, "lock_timeout")
         self.block_timeout = block_timeout
-        self.pause: Callable[[float], Awaitable[None]] = asyncio.sleep
         self._mutex = threading.RLock()
-        self._names: dict[str, tuple[str, int]] = {}
+        self._names: dict[str, tuple[str, str, int]] = {}
         self._ports: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Port] = (
             weakref.WeakKeyDictionary()
         )
@@ -135,11 +137,15 @@ class AsyncIPCChannelLayer:
         self._process_part = _random(12)
         self._inboxes = Inboxes()
         self._inbox_epoch = 0
+        self._owed: list[tuple[int, int]] = []
+        self._pay_is_due = False
         self._turn = 0
-        self._watched_ns = 0
+        self._watch_at_ns = 0
         self._warned: dict[str, tuple[float, int]] = {}
         self._rates: dict[str | None, tuple[float, dict[str, int]]] = {}
         self._ringer = Ringer(bells_directory(prefix))
+        self._messages: MessageStore = None  # type: ignore[assignment]  # until first opened
+        self._groups: GroupStore
         self._open = False
         self._open_segments()
         _layers.add(self)
@@ -150,29 +156,35 @@ class AsyncIPCChannelLayer:
         with self._mutex:
             if self._open:
                 return
-            groups = Segment(
-                f"/{self.prefix}-groups",
-                L.KIND_GROUPS,
-                self.group_memory,
-                mode=self.mode,
-                lock_timeout=self.lock_timeout,
-            )
-            try:
-                messages = Segment(
-                    f"/{self.prefix}-messages",
-                    L.KIND_MESSAGES,
-                    self.message_memory,
-                    mode=self.mode,
-                    lock_timeout=self.lock_timeout,
-                )
-            except BaseException:
-                groups.close()
-                raise
-            self._groups = GroupStore(groups)
-            self._messages = MessageStore(messages, self._ringer.ring, self._groups.members_at)
+            if self._messages is not None:
+                self._groups.segment.reattach()
+                try:
+                    self._messages.segment.reattach()
+                except BaseException:
+                    self._groups.segment.close()
+                    raise
+                self._groups.forget()
+                self._messages.forget()
+            else:
+                self._make_stores()
+            messages = self._messages.segment
             self._inbox_epoch = self._messages.epoch()
-            self._largest = self._messages.queues.heap.capacity_bytes() - 512
+            largest = messages.size_bytes - 8 * messages.heap_start - _OVERHEAD_BYTES
+            self._most_bytes = min(self.max_message_bytes or largest, largest)
             self._open = True
+
+    def _make_stores(self) -> None:
+        options: dict[str, Any] = {"mode": self.mode, "lock_timeout": self.lock_timeout}
+        groups = Segment(f"/{self.prefix}-groups", L.KIND_GROUPS, self.group_memory, **options)
+        try:
+            messages = Segment(
+                f"/{self.prefix}-messages", L.KIND_MESSAGES, self.message_memory, **options
+            )
+        except BaseException:
+            groups.close()
+            raise
+        self._groups = GroupStore(groups)
+        self._messages = MessageStore(messages, self._ringer.ring, self._groups.members_at)
 
     def _attached(self) -> MessageStore:
         """Return the store, attached again if the layer was closed."""
@@ -195,7 +207,8 @@ class AsyncIPCChannelLayer:
             self._close_ports()
             self._open = False
             self._inboxes.clear()
-            self._ringer.close()
+            with self._messages.segment.guard:  # whoever rings holds it
+                self._ringer.close()
             self._messages.segment.close()
             self._groups.segment.close()
 
@@ -242,6 +255,7 @@ class AsyncIPCChannelLayer:
         self._process_parts = weakref.WeakKeyDictionary()
         self._process_part = _random(12)
         self._inboxes = Inboxes()
+        self._owed = []
         self._ringer.own.clear()
         self._ringer.close()
         if self._open:
@@ -253,7 +267,7 @@ class AsyncIPCChannelLayer:
         with self._mutex:
             if not self._open:
                 return
-            self._watched_ns = time.monotonic_ns()
+            self._watch_at_ns = time.monotonic_ns() + _WATCH_NS
             deleted = [
                 segment
                 for segment in (self._messages.segment, self._groups.segment)
@@ -268,12 +282,17 @@ class AsyncIPCChannelLayer:
             )
             self._close_ports()
             self._inboxes.clear()
-            self._ringer.close()
+            with self._messages.segment.guard:
+                self._ringer.close()
             for segment in deleted:
                 segment.reattach()
             self._messages.forget()
             self._groups.forget()
             self._inbox_epoch = self._messages.epoch()
+
+    async def pause(self, seconds: float) -> None:
+        """Let others run for a while."""
+        await asyncio.sleep(seconds)
 
     async def _patiently(
         self, operation: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
@@ -283,6 +302,8 @@ class AsyncIPCChannelLayer:
         delay = 0.001
         while True:
             await self.pause(delay)
+            if not self._open:
+                self._open_segments()
             try:
                 return operation(*args, **kwargs)
             except LockBusy:
@@ -306,34 +327,31 @@ class AsyncIPCChannelLayer:
             UnserialisableValue: (``TypeError``) a value inside, named by its path.
             StoreLocked: the lock could not be had within ``lock_timeout``.
         """
-        home, capacity = self._names.get(channel) or self._learn(channel)
+        name, home, capacity = self._names.get(channel) or self._learn(channel)
         body = _codec.encode(message)
-        store = self._attached()
-        if len(body) > self._limit():
+        store = self._messages if self._open else self._attached()
+        if len(body) > self._most_bytes:
             raise self._too_large(len(body))
-        if time.monotonic_ns() - self._watched_ns > _WATCH_NS:
+        if time.monotonic_ns() > self._watch_at_ns:
             self._watch()
-        arguments = (
-            channel,
-            home,
-            body,
-            capacity,
-            int(self.expiry * 1_000_000_000),
-            self.capacity_per_name,
-        )
         try:
-            store.send(*arguments)
+            store.send(name, home, body, capacity, self._expiry_ns, self.capacity_per_name)
         except LockBusy:
-            await self._patiently(store.send, *arguments)
+            await self._patiently(
+                store.send, name, home, body, capacity, self._expiry_ns, self.capacity_per_name
+            )
 
-    def _learn(self, channel: str) -> tuple[str, int]:
-        """Check a channel's name once and remember its home and capacity."""
-        check_channel(channel)
-        home = home_of(channel)
-        counted = channel if self.capacity_per_name else home
+    def _learn(self, channel: str) -> tuple[str, str, int]:
+        """Check a channel's name once; remember it, its home and its capacity.
+
+        The home of an ordinary channel is the same object as its name.
+        """
+        name = str(check_channel(channel))
+        home = home_of(name)
+        counted = name if self.capacity_per_name else home
         if len(self._names) >= _NAME_CACHE:
             self._names.clear()
-        known = self._names[str(channel)] = (home, self.get_capacity(counted))
+        known = self._names[name] = (name, home, self.get_capacity(counted))
         return known
 
     def get_capacity(self, channel: str) -> int:
@@ -343,12 +361,8 @@ class AsyncIPCChannelLayer:
                 return capacity
         return self.capacity
 
-    def _limit(self) -> int:
-        most = self.max_message_bytes
-        return self._largest if most is None or most > self._largest else most
-
     def _too_large(self, size: int) -> exceptions.MessageTooLarge:
-        limit = self._limit()
+        limit = self._most_bytes
         remedy = "max_message_bytes" if limit == self.max_message_bytes else "message_memory"
         return exceptions.MessageTooLarge(
             f"message of {size} bytes is larger than the {limit} bytes that fit: raise {remedy} "
@@ -375,7 +389,7 @@ class AsyncIPCChannelLayer:
             InvalidName: (``TypeError``) one of the names.
             LayerClosed: the layer was closed while this was waiting.
         """
-        keys = tuple(dict.fromkeys(check_channel(name) for name in channels or ()))
+        keys = self._checked(channels)
         deadline = None
         if block and self.block_timeout is not None:
             deadline = time.monotonic() + self.block_timeout
@@ -389,16 +403,37 @@ class AsyncIPCChannelLayer:
             InvalidName: (``TypeError``) the name.
             LayerClosed: the layer was closed while this was waiting.
         """
-        got = await self.receive_keys((check_channel(channel),), True, None)
+        name, home, _ = self._names.get(channel) or self._learn(channel)
+        if self._open:
+            if name is home:
+                body = self._messages.take_one(name)
+                if body is not None:
+                    return _codec.decode(body)
+            elif self._inboxes.count:
+                entry = self._take_from_inboxes((name,))
+                if entry is not None:
+                    return entry[1]
+        got = await self.receive_keys((name,), True, None)
         assert got is not None
         return got[1]
+
+    def _checked(self, channels: Iterable[str] | None) -> tuple[str, ...]:
+        names = self._names
+        return tuple(
+            dict.fromkeys([(names.get(name) or self._learn(name))[0] for name in channels or ()])
+        )
 
     async def receive_keys(
         self, keys: tuple[str, ...], block: bool, deadline: float | None
     ) -> tuple[str, dict[str, Any]] | None:
         """Do what both receives do, for names that were checked; ``None`` if nothing came."""
+        if not self._open:
+            self._open_segments()
+        if len(keys) == 1 and "!" not in keys[0]:
+            body = self._messages.take_one(keys[0])
+            if body is not None:
+                return keys[0], _codec.decode(body)
         homes = tuple(dict.fromkeys(home_of(key) for key in keys))
-        self._attached()
         if not block or self._seems_ready(homes):
             try:
                 got = self._take(keys, homes)
@@ -416,15 +451,17 @@ class AsyncIPCChannelLayer:
             port.add(waiter)
             try:
                 while port.is_open:
-                    waiter.future = loop.create_future()
                     try:
                         got = self._take(keys, homes, port, waiter)
                     except LockBusy:
                         got = await self._patiently(self._take, keys, homes, port, waiter)
                     if got is not None:
-                        took = not waiter.parked or waiter.future is not None
+                        took = not waiter.found_in_inbox
                         return got
                     waiter.parked = True
+                    waiter.was_woken = False
+                    # No await since the look above: every wake from here on finds the future.
+                    waiter.future = loop.create_future()
                     if not await self._sleep(loop, waiter, deadline):
                         return None
             finally:
@@ -439,18 +476,18 @@ class AsyncIPCChannelLayer:
         future = waiter.future
         assert future is not None
         if deadline is None:
-            await future
+            try:
+                await future
+            finally:
+                waiter.future = None
             return True
-        timer = loop.call_later(max(0.0, deadline - time.monotonic()), future.cancel, _TIMEOUT)
+        timer = loop.call_later(max(0.0, deadline - time.monotonic()), waiter.time_is_over)
         try:
             await future
-        except asyncio.CancelledError as exc:
-            if exc.args == (_TIMEOUT,) and future.cancelled():
-                return False
-            raise
         finally:
+            waiter.future = None
             timer.cancel()
-        return True
+        return not waiter.is_late
 
     def _seems_ready(self, homes: tuple[str, ...]) -> bool:
         if self._inboxes.count:
@@ -497,34 +534,60 @@ class AsyncIPCChannelLayer:
             self._turn += 1
             turn = self._turn % len(homes)
             homes = homes[turn:] + homes[:turn]
-        while True:
-            if self._inboxes.count:
-                got = self._take_from_inboxes(keys)
-                if got is not None:
-                    if waiter is not None:
-                        waiter.future = None if waiter.parked else waiter.future
-                    return got
-            alone = port.only_waited_by(waiter) if port and waiter else ()
-            taken = store.take(
-                homes,
-                slot=port.slot if port else None,
-                token=port.token if port else 0,
-                leave=alone if waiter and waiter.parked else (),
-                stay=port is not None and len(alone) < len(homes),
-                limit=_BATCH if keys != homes else 1,
-                wanted=port.waited_names() if port else (),
-            )
-            if not taken.messages:
-                return None
-            if taken.more and port is not None and len(alone) < len(homes):
-                port.look_soon()
-            home = taken.home
-            first = taken.messages[0]
-            if home[-1] != "!" or (home in keys and not first.group_version):
-                if first.leaf:
-                    self._credit([(first.leaf, first.leaf_ident)])
-                return first.name, _codec.decode(first.body)
-            self._deliver(home, taken.messages)
+        elif waiter is not None and waiter.parked and homes[0][-1] != "!":
+            body = store.take_one(homes[0])
+            if body is not None:
+                return homes[0], _codec.decode(body)
+        if self._owed:
+            self._pay()
+        if all(home[-1] != "!" for home in homes):
+            taken = self._take_messages(keys, homes, port, waiter)
+            return self._decoded(taken.messages[0]) if taken.messages else None
+        with self._mutex:  # so that what two loops drain arrives in the order it was drained
+            while True:
+                if self._inboxes.count:
+                    got = self._take_from_inboxes(keys)
+                    if got is not None:
+                        if waiter is not None:
+                            waiter.found_in_inbox = True
+                        return got
+                taken = self._take_messages(keys, homes, port, waiter)
+                if not taken.messages:
+                    return None
+                first = taken.messages[0]
+                mine = not first.group_version and (first.name in keys or taken.home in keys)
+                rest = taken.messages[1:] if mine else taken.messages
+                if rest:
+                    self._deliver(taken.home, rest)
+                if mine:
+                    if first.leaf:
+                        self._owe(first.leaf, first.leaf_ident)
+                    return self._decoded(first)
+
+    def _take_messages(
+        self,
+        keys: tuple[str, ...],
+        homes: tuple[str, ...],
+        port: Port | None,
+        waiter: Waiter | None,
+    ) -> Taken:
+        alone = port.only_waited_by(waiter) if port and waiter else ()
+        shared = port is not None and len(alone) < len(homes)
+        taken = self._messages.take(
+            homes,
+            slot=port.slot if port else None,
+            token=port.token if port else 0,
+            leave=alone if waiter and waiter.parked else (),
+            stay=shared,
+            limit=_BATCH if keys != homes else 1,
+            wanted=port.waited_names() if port else keys,
+        )
+        if taken.more and shared and port is not None:
+            port.look_soon()
+        return taken
+
+    def _decoded(self, message: Popped) -> tuple[str, dict[str, Any]]:
+        return message.name, _codec.decode(message.body)
 
     def _take_from_inboxes(self, keys: tuple[str, ...]) -> tuple[str, dict[str, Any]] | None:
         dropped: list[Entry] = []
@@ -537,10 +600,40 @@ class AsyncIPCChannelLayer:
                     entry = self._inboxes.pop(key, now, dropped)
                     if entry is not None:
                         break
-        if dropped or (entry is not None and entry.leaf):
-            gone = dropped if entry is None else [*dropped, entry]
-            self._credit([(one.leaf, one.leaf_ident) for one in gone if one.leaf])
+            for gone in dropped if entry is None else [*dropped, entry]:
+                if gone.leaf:
+                    self._owe(gone.leaf, gone.leaf_ident)
         return None if entry is None else (entry.name, _codec.decode(entry.body))
+
+    def _owe(self, leaf: int, ident: int) -> None:
+        """Note that a message left an inbox; its leaf is told soon, with others.
+
+        Called with the mutex held. Soon: before the next drain, after ``_OWED`` of them, or in
+        the loop's next round, whichever comes first.
+        """
+        self._owed.append((leaf, ident))
+        loop = asyncio._get_running_loop()
+        if len(self._owed) >= _OWED or loop is None:
+            self._pay()
+        elif not self._pay_is_due:
+            self._pay_is_due = True
+            loop.call_soon(self._pay)
+
+    def _pay(self, dropped: int = 0) -> None:
+        """Uncount what left the inboxes since the last time, in shared memory."""
+        self._pay_is_due = False
+        with self._mutex:
+            owed, self._owed = self._owed, []
+        if (not owed and not dropped) or not self._open:
+            return
+        try:
+            self._messages.credit(owed, dropped)
+        except LockBusy:
+            with self._mutex:
+                self._owed += owed
+            loop = asyncio._get_running_loop()
+            if loop is not None:
+                loop.call_later(0.01, self._pay, dropped)
 
     def _deliver(self, home: str, messages: Sequence[Popped]) -> None:
         """Put drained messages where their readers look, and wake those."""
@@ -575,13 +668,13 @@ class AsyncIPCChannelLayer:
             if one.has_waiter(home):
                 one.wake(home)
         if skipped:
-            self._credit([], skipped)
+            self._pay(skipped)
             self._warn_dropped("group messages", skipped)
 
     def known_capacity(self, channel: str) -> int:
         """Return a channel's capacity, remembered."""
         known = self._names.get(channel) or self._learn(channel)
-        return known[1]
+        return known[2]
 
     def _check_inbox_epoch(self) -> None:
         epoch = self._messages.epoch()
@@ -589,24 +682,17 @@ class AsyncIPCChannelLayer:
             self._inbox_epoch = epoch
             self._inboxes.clear()
 
-    def _credit(self, leaves: list[tuple[int, int]], dropped: int = 0) -> None:
-        if not leaves and not dropped:
-            return
-        try:
-            self._messages.credit(leaves, dropped)
-        except LockBusy:
-            for port in self._ports.values():
-                loop = port.loop()
-                if loop is not None and not loop.is_closed():
-                    loop.call_soon_threadsafe(self._credit, leaves, dropped)
-                    return
-
     def _on_safety(self) -> None:
         self._watch()
         if self._inboxes.count:
             with self._mutex:
-                dropped = self._inboxes.expire(time.monotonic_ns())
-            self._credit([(one.leaf, one.leaf_ident) for one in dropped if one.leaf])
+                for one in self._inboxes.expire(time.monotonic_ns()):
+                    if one.leaf:
+                        self._owe(one.leaf, one.leaf_ident)
+                names = self._inboxes.names()
+            for port in list(self._ports.values()):
+                for name in names:
+                    port.wake(name)
 
     # -- names ---------------------------------------------------------------------------
 
@@ -666,7 +752,7 @@ class AsyncIPCChannelLayer:
         home = home_of(channel)
         # What was sent before now and is still queued for this home is still the member's.
         pending = channel != home and self._messages.depth(home)
-        self._groups.discard(group, home, channel, int(self.expiry * 1e9) if pending else 0)
+        self._groups.discard(group, home, channel, self._expiry_ns if pending else 0)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send to every member; members whose channel is full are skipped and counted.
@@ -680,9 +766,9 @@ class AsyncIPCChannelLayer:
         check_group(group)
         body = _codec.encode(message)
         store = self._attached()
-        if len(body) > self._limit():
+        if len(body) > self._most_bytes:
             raise self._too_large(len(body))
-        if time.monotonic_ns() - self._watched_ns > _WATCH_NS:
+        if time.monotonic_ns() > self._watch_at_ns:
             self._watch()
         try:
             snapshot = self._groups.snapshot(group)
@@ -696,7 +782,7 @@ class AsyncIPCChannelLayer:
             [(home, snapshot.version, members) for home, members in snapshot.homes],
             snapshot.channels,
             self.known_capacity,
-            int(self.expiry * 1_000_000_000),
+            self._expiry_ns,
         )
         try:
             dead, skipped = store.send_group(*arguments)
@@ -816,9 +902,6 @@ class AsyncIPCChannelLayer:
             "received_count": counts["received"],
             "expired_count": counts["expired"],
         }
-
-
-_TIMEOUT = "asgi_ipc: the time of a receive is over"
 
 
 def _positive(seconds: float, what: str) -> float:

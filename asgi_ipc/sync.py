@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import threading
 import time
 from collections.abc import Coroutine, Iterable
@@ -29,6 +30,13 @@ class _BlockingCore(AsyncIPCChannelLayer):
     """The core as Channels 1 wants it: capacity counted on the home, waiting by sleeping."""
 
     capacity_per_name = False
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep when driven by ``_drive``; on an event loop let it run."""
+        if _driver.is_driving:
+            time.sleep(seconds)
+        else:
+            await super().pause(seconds)
 
 
 class IPCChannelLayer:
@@ -77,7 +85,6 @@ class IPCChannelLayer:
             lock_timeout=lock_timeout,
             block_timeout=block_timeout,
         )
-        self.core.pause = _sleep
         self.prefix = prefix
         self.expiry = expiry
         self.group_expiry = group_expiry
@@ -235,15 +242,35 @@ class IPCChannelLayer:
         return private
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop that a forked child leaves alone.
+
+    The child shares the parent's epoll instance: closing the loop there, or letting it be
+    finalised, would take the parent's own descriptors out of it.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        super().__init__()
+
+    def close(self) -> None:
+        if os.getpid() == self.pid:
+            super().close()
+
+    def __del__(self) -> None:
+        if os.getpid() == self.pid:
+            super().__del__()
+
+
 class _PrivateLoop:
     """An event loop for one thread's blocking receives; it goes with the thread."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop = _Loop()
         self._broken = False
 
     def is_usable(self) -> bool:
-        return not self._broken and not self._loop.is_closed()
+        return not self._broken and not self._loop.is_closed() and self._loop.pid == os.getpid()
 
     def run(self, receive: Coroutine[Any, Any, R]) -> R:
         # Somebody may block a thread whose own event loop is running (the original allowed
@@ -267,7 +294,9 @@ class _PrivateLoop:
             asyncio._set_running_loop(outer)
 
     def close(self) -> None:
-        if not self._loop.is_closed() and not self._loop.is_running():
+        if self._loop.is_closed() or self._loop.is_running():
+            return
+        if self._loop.pid == os.getpid():
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
 
@@ -280,16 +309,22 @@ class _PrivateLoop:
             asyncio._set_running_loop(outer)
 
 
-async def _sleep(seconds: float) -> None:
-    time.sleep(seconds)
+class _Driver(threading.local):
+    is_driving = False
+
+
+_driver = _Driver()
 
 
 def _drive(operation: Coroutine[Any, Any, R]) -> R:
     """Run a coroutine that does not suspend: one step, no event loop."""
+    _driver.is_driving = True
     try:
         operation.send(None)
     except StopIteration as done:
         result: R = done.value
         return result
+    finally:
+        _driver.is_driving = False
     operation.close()
     raise AssertionError("an operation of the core suspended in the blocking face")

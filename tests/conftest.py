@@ -5,16 +5,24 @@ from __future__ import annotations
 import gc
 import os
 import secrets
+import select
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer
+from asgi_ipc._check import check_groups, check_messages
 
 SHM = "/dev/shm"
 OURS = f"test-{os.getpid()}-"
+PATIENCE_S = 30.0  # how long a child may take to say something before the test gives up
 
 
 def _descriptors() -> set[str]:
@@ -30,8 +38,11 @@ def _descriptors() -> set[str]:
 def _children() -> set[str]:
     found: set[str] = set()
     for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/children") as children:
-            found.update(children.read().split())
+        try:
+            with open(f"/proc/self/task/{task}/children") as children:
+                found.update(children.read().split())
+        except FileNotFoundError:
+            pass  # a thread that has just ended
     return found
 
 
@@ -71,9 +82,18 @@ def prefix() -> Iterator[str]:
                 os.unlink(path)
 
 
+def problems_of(layer: AsyncIPCChannelLayer) -> list[str]:
+    """What an independent look at both segments finds wrong."""
+    messages, groups = layer._messages.segment, layer._groups.segment
+    return [
+        *messages.transact(check_messages, messages),
+        *groups.transact(check_groups, groups),
+    ]
+
+
 @pytest.fixture
 def make_layer(prefix: str) -> Iterator[Callable[..., AsyncIPCChannelLayer]]:
-    """Make async layers of this test's prefix, closed afterwards."""
+    """Make async layers of this test's prefix; afterwards both segments must be sound."""
     layers: list[AsyncIPCChannelLayer] = []
 
     def make(**options: Any) -> AsyncIPCChannelLayer:
@@ -85,13 +105,12 @@ def make_layer(prefix: str) -> Iterator[Callable[..., AsyncIPCChannelLayer]]:
         return layer
 
     yield make
-    for layer in layers:
-        layer.close_now()
+    _close_and_check(layers)
 
 
 @pytest.fixture
 def make_sync(prefix: str) -> Iterator[Callable[..., IPCChannelLayer]]:
-    """Make blocking layers of this test's prefix, closed afterwards."""
+    """Make blocking layers of this test's prefix; afterwards both segments must be sound."""
     layers: list[IPCChannelLayer] = []
 
     def make(**options: Any) -> IPCChannelLayer:
@@ -105,3 +124,144 @@ def make_sync(prefix: str) -> Iterator[Callable[..., IPCChannelLayer]]:
     yield make
     for layer in layers:
         layer.close()
+    _close_and_check([layer.core for layer in layers])
+
+
+def _close_and_check(layers: list[AsyncIPCChannelLayer]) -> None:
+    problems = []
+    for layer in layers:
+        if not layer._open and os.path.exists(f"{SHM}/{layer.prefix}-messages"):
+            layer._open_segments()
+        if layer._open:
+            problems += problems_of(layer)
+            layer.close_now()
+    assert not problems
+
+
+class Clock:
+    """The monotonic clock as the stores see it: stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now_ns = time.monotonic_ns()
+
+    def monotonic_ns(self) -> int:
+        """Return what the test says it is."""
+        return self.now_ns
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now_ns += int(seconds * 1_000_000_000)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Replace the nanosecond clock of every module of the package that has read it."""
+    fake = Clock()
+    for module_name, module in list(sys.modules.items()):
+        if module_name.split(".")[0] == "asgi_ipc":
+            for name, value in list(vars(module).items()):
+                if value is time:
+                    monkeypatch.setattr(module, name, fake)
+                elif value is time.monotonic_ns:
+                    monkeypatch.setattr(module, name, fake.monotonic_ns)
+    return fake
+
+
+PREAMBLE = """
+import asyncio, faulthandler, os, signal, sys, threading, time
+faulthandler.enable()
+from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, IPCChannelLayer
+PREFIX = sys.argv[1]
+SIZES = {"message_memory": 8 << 20, "group_memory": 4 << 20}
+def say(*words):
+    print(*words, flush=True)
+"""
+
+
+class Child:
+    """Another Python interpreter, spoken to through its standard input and output."""
+
+    def __init__(self, code: str, *arguments: str, wrapper: tuple[str, ...] = ()) -> None:
+        self.process = subprocess.Popen(
+            [*wrapper, sys.executable, "-c", PREAMBLE + textwrap.dedent(code), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        self.pid = self.process.pid
+        self.lines: list[str] = []
+
+    def line(self, patience_s: float = PATIENCE_S) -> str:
+        """Return the next line it says, without the end of line; "" once it has ended."""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], patience_s)
+        assert ready, f"child {self.pid} says nothing; so far: {self.lines}"
+        line = self.process.stdout.readline().rstrip("\n")
+        self.lines.append(line)
+        return line
+
+    def expect(self, text: str, patience_s: float = PATIENCE_S) -> str:
+        """Return the next line, which must begin with ``text``."""
+        line = self.line(patience_s)
+        assert line.startswith(text), f"expected {text!r}, got {line!r} after {self.lines}"
+        return line
+
+    def tell(self, text: str = "") -> None:
+        """Give it a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def wait_for_state(self, state: str) -> None:
+        """Return once the kernel says that all of its threads are in a state (S, T, ...)."""
+        give_up = time.monotonic() + PATIENCE_S
+        while time.monotonic() < give_up:
+            states = set()
+            for task in os.listdir(f"/proc/{self.pid}/task"):
+                with open(f"/proc/{self.pid}/task/{task}/stat") as stat:
+                    states.add(stat.read().rpartition(")")[2].split()[0])
+            if states <= set(state):
+                return
+            os.sched_yield()
+        raise AssertionError(f"child {self.pid} is in states {states}, not {state}")
+
+    def end(self, patience_s: float = PATIENCE_S) -> str:
+        """Wait until it has ended by itself, with success, and return what else it said."""
+        output, _ = self.process.communicate(timeout=patience_s)
+        assert self.process.returncode == 0, f"exit {self.process.returncode}: {self.lines}"
+        return str(output)
+
+    def kill(self) -> None:
+        """Kill it, stopped or not, and wait for its end. Idempotent."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    pass  # it will never read what we still had for it
+
+
+@pytest.fixture
+def start(prefix: str) -> Iterator[Callable[..., Child]]:
+    """Start interpreters that know this test's prefix as ``PREFIX``; none outlives the test."""
+    children: list[Child] = []
+
+    def start_one(code: str, *arguments: str, wrapper: tuple[str, ...] = ()) -> Child:
+        child = Child(code, prefix, *arguments, wrapper=wrapper)
+        children.append(child)
+        return child
+
+    yield start_one
+    for child in children:
+        child.kill()

@@ -1,0 +1,303 @@
+"""What a site does all day, straight-lined: append, pop and drain of small messages.
+
+These do exactly what ``_queues`` and ``_heap`` plan in the general case (the quick list's
+extent, the queue's links, the counts), and decline whatever is not ordinary: a log
+to replay, a group's envelope, a large body, an expired message. Declining
+changes nothing; the general path then does the work. ``LockBusy`` comes out of here as out
+of any transaction. The lock's discipline is that of
+``Segment.transact``, written out: calls are what costs here.
+
+Measured with the lock, on one core: 4.4 µs against 14 µs for an append, 4.2 µs against
+16 µs for a pop.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import struct
+from collections.abc import Callable, Container
+
+from . import _layout as L
+from ._queues import Popped
+from ._segment import Segment
+
+__all__ = ["LARGEST_BYTES", "append", "drain", "pop"]
+
+LARGEST_BYTES = 4096
+"""Bodies up to this size are appended here."""
+
+_flock = fcntl.flock
+_EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
+_UNLOCK = fcntl.LOCK_UN
+
+_HEAD = struct.Struct(f"<{L.MSG_DATA - L.DATA}Q").pack
+_HEAD_BYTES = 8 * (L.MSG_DATA - L.DATA)
+_DATA_START = 8 * L.DATA
+_BODY_START = 8 * L.MSG_DATA
+_MESSAGE = struct.Struct(f"<{L.MSG_DATA}Q").unpack_from
+_RECORD = struct.Struct(f"<{L.CH_PARKED + L.PARKED_WORDS - L.IDENT}Q").unpack_from
+_RECORD_START = 8 * L.IDENT
+_ONE_QUICK = 1 << L.COUNT_SHIFT
+_LOG_N, _EPOCH, _QUICK = L.LOG_N, L.EPOCH, L.QUICK
+_OFFSET, _COUNTS = L.OFFSET_MASK, ~L.OFFSET_MASK
+_IS_MESSAGE = L.EXTENT_MESSAGE
+_KIND_SHIFT, _SIZE_MASK, _GRANULE = L.KIND_SHIFT, L.SIZE_MASK, L.GRANULE_BYTES
+_HEAD_WORD, _TAIL_WORD, _SENT_WORD, _TAKEN_WORD = L.CH_HEAD, L.CH_TAIL, L.CH_SENT, L.CH_TAKEN
+_NAME_SHIFT = 32  # of MSG_LENGTHS
+_PLAIN = 1 << 40  # with a flag, MSG_LENGTHS is not below it
+
+_CLASS_OF = [L.size_class(granules) for granules in range(480)]
+_QUICK_LIMIT = [L.quick_limit(index) << L.COUNT_SHIFT for index in range(L.QUICK_CLASSES)]
+_QUICK_FOR = [
+    L.QUICK + L.size_class(L.round_to_class(granules))
+    for granules in range((_BODY_START + LARGEST_BYTES + 128) // _GRANULE + 2)
+]
+assert max(_CLASS_OF) < L.QUICK_CLASSES
+
+Known = tuple[int, int]
+"""Where a record was last seen, and its ident."""
+
+
+def append(
+    segment: Segment,
+    known: Known,
+    leaf: Known | None,
+    name: str,
+    body: bytes,
+    capacity: int,
+    now: int,
+    deadline: int,
+    wake: Callable[[dict[int, int], int, int], None],
+) -> bool:
+    """Queue a message; False if this is not the ordinary case.
+
+    Args:
+        known: the home's record.
+        leaf: the record that counts the full name, if it is counted.
+        name: the full name if it is not the home's own, else ``""``.
+        wake: ``wake(plan, record, mask)`` rings one of the parked loops.
+    """
+    record, ident = known
+    guard = segment.guard
+    if guard._is_owned():  # type: ignore[attr-defined]
+        return False
+    with guard:
+        fd = segment.lock_fd
+        if fd < 0:
+            return False
+        try:
+            try:
+                _flock(fd, _EXCLUSIVE)
+            except BlockingIOError:
+                segment.contend()
+            words = segment.words
+            if words[_LOG_N] or words[_EPOCH] != segment.epoch:
+                return False
+            memory = segment.memory
+            ident_now, _, _, _, tail, sent, taken, p0, p1, p2, p3 = _RECORD(
+                memory, 8 * record + _RECORD_START
+            )
+            if ident_now != ident:
+                return False
+            counter = 0
+            if leaf is not None:
+                counter = leaf[0]
+                if words[counter + L.IDENT] != leaf[1]:
+                    return False
+                counted = words[counter + _SENT_WORD]
+                depth = counted - words[counter + _TAKEN_WORD]
+            else:
+                depth = sent - taken
+            if depth >= capacity:
+                return False
+            size = len(body)
+            data = body if not name else name.encode("ascii") + body
+            quick = _QUICK_FOR[(len(data) + _BODY_START + _GRANULE - 1) >> 5]
+            entry = words[quick]
+            extent = entry & _OFFSET
+            start, end = segment.heap_start, segment.backed_end
+            if (
+                extent & 3
+                or not start <= extent < end
+                or words[extent] >> _KIND_SHIFT != _IS_MESSAGE
+            ):
+                return False
+            link = record + _HEAD_WORD
+            if sent != taken:
+                if tail & 3 or not start <= tail < end:
+                    return False
+                link = tail + L.MSG_NEXT
+            start = 8 * extent + _DATA_START
+            lengths = len(name) << _NAME_SHIFT | size
+            memory[start : start + _HEAD_BYTES + len(data)] = (
+                _HEAD(0, deadline, now, counter, lengths) + data
+            )
+            rest = (entry & _COUNTS) - _ONE_QUICK
+            if rest:
+                rest |= words[extent + 1] & _OFFSET
+            mask = p0 | p1 | p2 | p3
+            if not counter and not mask:
+                segment.commit4(
+                    quick,
+                    rest,
+                    link,
+                    extent,
+                    record + _TAIL_WORD,
+                    extent,
+                    record + _SENT_WORD,
+                    sent + 1,
+                )
+                return True
+            plan = {
+                quick: rest,
+                link: extent,
+                record + _TAIL_WORD: extent,
+                record + _SENT_WORD: sent + 1,
+            }
+            if counter:
+                plan[counter + _SENT_WORD] = counted + 1
+                if deadline > words[counter + L.LEAF_DEADLINE]:
+                    plan[counter + L.LEAF_DEADLINE] = deadline
+            if mask:
+                wake(plan, record, p0 | p1 << 64 | p2 << 128 | p3 << 192)
+            segment.commit(plan)
+            return True
+        except (IndexError, ValueError, struct.error):
+            return False  # damaged numbers: the general path says which
+        finally:
+            _flock(fd, _UNLOCK)
+
+
+def pop(segment: Segment, known: Known, now: int) -> bytes | None:
+    """Take the head of a home and return its body; ``None`` if this is not the ordinary case.
+
+    Ordinary is also that nobody is parked on the home: whoever was has been rung.
+    """
+    record, ident = known
+    guard = segment.guard
+    if guard._is_owned():  # type: ignore[attr-defined]
+        return None
+    with guard:
+        fd = segment.lock_fd
+        if fd < 0:
+            return None
+        try:
+            try:
+                _flock(fd, _EXCLUSIVE)
+            except BlockingIOError:
+                segment.contend()
+            words = segment.words
+            if words[_LOG_N] or words[_EPOCH] != segment.epoch:
+                return None
+            memory = segment.memory
+            ident_now, _, _, extent, _, sent, taken, p0, p1, p2, p3 = _RECORD(
+                memory, 8 * record + _RECORD_START
+            )
+            if (
+                ident_now != ident
+                or sent == taken
+                or extent & 3
+                or not segment.heap_start <= extent < segment.backed_end
+                or p0 | p1 | p2 | p3
+            ):
+                return None
+            header, _, _, following, deadline, _, leaf, size = _MESSAGE(memory, 8 * extent)
+            granules = header & _SIZE_MASK
+            if (
+                header >> _KIND_SHIFT != _IS_MESSAGE
+                or granules >= 480
+                or deadline <= now
+                or leaf
+                # With a name or a flag in its upper half this word is far larger:
+                or size > granules * _GRANULE - _BODY_START
+            ):
+                return None
+            index = _CLASS_OF[granules]
+            entry = words[_QUICK + index]
+            if entry >= _QUICK_LIMIT[index]:
+                return None
+            start = 8 * extent + _BODY_START
+            body: bytes = memory[start : start + size]
+            taken += 1
+            segment.commit4(
+                record + _TAKEN_WORD,
+                taken,
+                record + _HEAD_WORD,
+                following if taken != sent else 0,
+                extent + 1,
+                entry & _OFFSET,
+                _QUICK + index,
+                (entry & _COUNTS) + _ONE_QUICK | extent,
+            )
+            return body
+        except (IndexError, ValueError, struct.error):
+            return None  # damaged numbers: the general path says which
+        finally:
+            _flock(fd, _UNLOCK)
+
+
+def drain(
+    segment: Segment,
+    plan: dict[int, int],
+    record: int,
+    home: str,
+    limit: int,
+    now: int,
+    wanted: Container[str],
+) -> list[Popped]:
+    """Plan the removal of up to ``limit`` ordinary messages from the head of a home.
+
+    Called with the lock held. Stops before the first message that is not ordinary.
+    """
+    words = segment.words
+    memory = segment.memory
+    sent, taken = words[record + _SENT_WORD], words[record + _TAKEN_WORD]
+    extent = words[record + _HEAD_WORD]
+    first, end = segment.heap_start, segment.backed_end
+    popped: list[Popped] = []
+    credited: set[str] = set()
+    while sent != taken and len(popped) < limit:
+        if extent & 3 or not first <= extent < end:
+            break
+        header, _, _, following, deadline, _, leaf, lengths = _MESSAGE(memory, 8 * extent)
+        granules = header & _SIZE_MASK
+        name_bytes = lengths >> _NAME_SHIFT
+        size = lengths & 0xFFFFFFFF
+        if (
+            header >> _KIND_SHIFT != _IS_MESSAGE
+            or granules >= 480
+            or deadline <= now
+            or lengths >= _PLAIN
+            or size + name_bytes > granules * _GRANULE - _BODY_START
+            or leaf & 3
+            or (leaf and not first <= leaf < end)
+        ):
+            break
+        index = _CLASS_OF[granules]
+        quick = _QUICK + index
+        entry = plan.get(quick)
+        if entry is None:
+            entry = words[quick]
+        if entry >= _QUICK_LIMIT[index]:
+            break
+        start = 8 * extent + _BODY_START
+        name = memory[start : start + name_bytes].decode("ascii") if name_bytes else home
+        start += name_bytes
+        ident = 0
+        if leaf:
+            if name in wanted and name not in credited:
+                credited.add(name)
+                word = leaf + _TAKEN_WORD
+                plan[word] = plan.get(word, words[word]) + 1
+                leaf = 0
+            else:
+                ident = words[leaf + L.IDENT]
+        popped.append(Popped(name, memory[start : start + size], leaf, ident, 0, deadline))
+        plan[extent + 1] = entry & _OFFSET
+        plan[quick] = (entry & _COUNTS) + _ONE_QUICK | extent
+        taken += 1
+        extent = following
+    if popped:
+        plan[record + _TAKEN_WORD] = taken
+        plan[record + _HEAD_WORD] = extent if taken != sent else 0
+    return popped

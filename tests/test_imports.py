@@ -1,0 +1,92 @@
+"""Imports point one way: the rooms of the package, bottom up."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import asgi_ipc
+
+# A module may import from rooms above its own line in this list, never from its own or below.
+ROOMS = [
+    {"exceptions", "_layout"},
+    {"names", "capacity", "_codec"},
+    {"_segment"},
+    {"_heap", "_check"},
+    {"_table"},
+    {"_queues", "_groups"},
+    {"_fast"},
+    {"_membership", "_store", "_bell", "_inbox"},
+    {"_port"},
+    {"aio"},
+    {"_loops"},
+    {"sync"},
+    {"channels", "interface", "cli", "__init__", "__main__"},
+]
+# Within one room, in this direction only.
+NEIGHBOURS = {("_membership", "_store"), ("_codec", "names"), ("cli", "interface")}
+THIRD_PARTY = {"posix_ipc", "msgpack"}
+AT_HOME = {"channels": {"channels", "django"}, "sync": {"twisted"}, "twisted": {"twisted"}}
+
+assert asgi_ipc.__file__ is not None
+PACKAGE = Path(asgi_ipc.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def room_of(module: str) -> int:
+    for number, room in enumerate(ROOMS):
+        if module in room:
+            return number
+    return len(ROOMS) - 2  # a face that this list does not know yet: above the core
+
+
+def imports_of(module: str) -> tuple[set[str], set[str]]:
+    """Return the names of sibling modules, and of foreign top-level packages."""
+    siblings: set[str] = set()
+    foreign: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            if node.module:
+                siblings.add(node.module.split(".")[0])
+            else:
+                siblings.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            foreign.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            foreign.update(alias.name.split(".")[0] for alias in node.names)
+    return siblings, foreign
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_the_rooms_below(module: str) -> None:
+    """No import points up, and none sideways but for the pairs that say so."""
+    siblings, _ = imports_of(module)
+    for sibling in siblings:
+        assert room_of(sibling) < room_of(module) or (module, sibling) in NEIGHBOURS, (
+            f"{module} must not import {sibling}"
+        )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_needs_nothing_but_its_two_dependencies(module: str) -> None:
+    """The standard library, posix_ipc and msgpack; others only where they are at home."""
+    _, foreign = imports_of(module)
+    strange = foreign - set(sys.stdlib_module_names) - THIRD_PARTY - {"asgi_ipc"}
+    assert strange <= AT_HOME.get(module, set())
+
+
+def test_importing_the_package_loads_no_framework() -> None:
+    """Neither Django nor Channels nor Twisted comes along, installed or not."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import asgi_ipc, sys, json; print(json.dumps(list(sys.modules)))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
+    assert not loaded & {"django", "channels", "twisted", "asgiref", "daphne", "uvloop"}
