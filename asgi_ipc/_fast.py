@@ -1,4 +1,4 @@
-"""What a site does all day, straight-lined: append, pop and drain of small messages.
+"""What a site does all day, straight-lined: append, pop, park and drain of small messages.
 
 These do exactly what ``_queues`` and ``_heap`` plan in the general case (the quick list's
 extent, the queue's links, the counts), and decline whatever is not ordinary: a log
@@ -21,7 +21,7 @@ from . import _layout as L
 from ._queues import Popped
 from ._segment import Segment
 
-__all__ = ["LARGEST_BYTES", "append", "drain", "pop"]
+__all__ = ["LARGEST_BYTES", "append", "drain", "park", "pop"]
 
 LARGEST_BYTES = 4096
 """Bodies up to this size are appended here."""
@@ -168,10 +168,13 @@ def append(
             _flock(fd, _UNLOCK)
 
 
-def pop(segment: Segment, known: Known, now: int) -> bytes | None:
+def pop(segment: Segment, known: Known, name: bytes, now: int) -> bytes | None:
     """Take the head of a home and return its body; ``None`` if this is not the ordinary case.
 
     Ordinary is also that nobody is parked on the home: whoever was has been rung.
+
+    Args:
+        name: the full name asked for, if it is not the home's own; the head must bear it.
     """
     record, ident = known
     guard = segment.guard
@@ -203,22 +206,39 @@ def pop(segment: Segment, known: Known, now: int) -> bytes | None:
                 return None
             header, _, _, following, deadline, _, leaf, size = _MESSAGE(memory, 8 * extent)
             granules = header & _SIZE_MASK
+            start = 8 * extent + _BODY_START
+            if name:
+                if size >> _NAME_SHIFT != len(name) or memory[start : start + len(name)] != name:
+                    return None
+                start += len(name)
+                size &= 0xFFFFFFFF
             if (
                 header >> _KIND_SHIFT != _IS_MESSAGE
                 or granules >= 480
                 or deadline <= now
-                or leaf
-                # With a name or a flag in its upper half this word is far larger:
-                or size > granules * _GRANULE - _BODY_START
+                # With another name or a flag in its upper half this word is far larger:
+                or size > granules * _GRANULE - _BODY_START - len(name)
+                or leaf & 3
+                or (leaf and not segment.heap_start <= leaf < segment.backed_end)
             ):
                 return None
             index = _CLASS_OF[granules]
             entry = words[_QUICK + index]
             if entry >= _QUICK_LIMIT[index]:
                 return None
-            start = 8 * extent + _BODY_START
             body: bytes = memory[start : start + size]
             taken += 1
+            if leaf:
+                segment.commit(
+                    {
+                        record + _TAKEN_WORD: taken,
+                        record + _HEAD_WORD: following if taken != sent else 0,
+                        extent + 1: entry & _OFFSET,
+                        _QUICK + index: (entry & _COUNTS) + _ONE_QUICK | extent,
+                        leaf + _TAKEN_WORD: words[leaf + _TAKEN_WORD] + 1,
+                    }
+                )
+                return body
             segment.commit4(
                 record + _TAKEN_WORD,
                 taken,
@@ -232,6 +252,44 @@ def pop(segment: Segment, known: Known, now: int) -> bytes | None:
             return body
         except (IndexError, ValueError, struct.error):
             return None  # damaged numbers: the general path says which
+        finally:
+            _flock(fd, _UNLOCK)
+
+
+def park(segment: Segment, known: Known, slot: int, token: int) -> bool:
+    """Park a loop on an empty home; False if it has messages or this is not the ordinary case.
+
+    Args:
+        token: what ``CH_LOOP`` must hold already; 0: nothing.
+    """
+    record, ident = known
+    guard = segment.guard
+    if guard._is_owned():  # type: ignore[attr-defined]
+        return False
+    with guard:
+        fd = segment.lock_fd
+        if fd < 0:
+            return False
+        try:
+            try:
+                _flock(fd, _EXCLUSIVE)
+            except BlockingIOError:
+                segment.contend()
+            words = segment.words
+            if (
+                words[_LOG_N]
+                or words[_EPOCH] != segment.epoch
+                or words[record + L.IDENT] != ident
+                or words[record + _SENT_WORD] != words[record + _TAKEN_WORD]
+                or words[record + L.CH_LOOP] != token
+            ):
+                return False
+            word = record + L.CH_PARKED + (slot >> 6)
+            mask = words[word]
+            bit = 1 << (slot & 63)
+            if not mask & bit:
+                segment.commit({word: mask | bit})
+            return True
         finally:
             _flock(fd, _UNLOCK)
 

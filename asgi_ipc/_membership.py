@@ -14,8 +14,8 @@ from typing import NamedTuple
 from . import _layout as L
 from ._groups import Groups, Member
 from ._heap import HeapFull
+from ._records import is_full
 from ._segment import Plan, Segment
-from ._store import is_full
 from .exceptions import ChannelFull
 
 __all__ = ["GroupStore", "Snapshot"]

@@ -122,7 +122,7 @@ class Port:
             raise
         self._fittings = _Fittings(bell, door)
         try:
-            self.slot, self.token = store.claim_slot(random)
+            self.slot, self.token = store.slots.claim(random)
         except BaseException:
             self._fittings.close()
             raise
@@ -204,6 +204,10 @@ class Port:
         """Return the homes nobody else on this loop waits in."""
         return [home for home in waiter.homes if self._homes.get(home) == 1]
 
+    def is_alone(self, home: str) -> bool:
+        """Whether only one waits in a home on this loop, so that nobody else needs parking."""
+        return self._homes.get(home) == 1
+
     def has_waiter(self, key: str) -> bool:
         """Whether anybody on this loop waits for a name."""
         return key in self._waiters
@@ -273,7 +277,7 @@ class Port:
             self._wake_first()
             return
         try:
-            waiting = self._store.look(
+            waiting = self._store.slots.look(
                 self.slot, self.token, list(self._homes), hinted=not everything
             )
         except LockBusy:
@@ -312,7 +316,7 @@ class Port:
         if not homes:
             return
         try:
-            self._store.withdraw(self.slot, homes)
+            self._store.slots.withdraw(self.slot, homes)
         except LockBusy:
             loop = self._loop()
             if loop is not None and not loop.is_closed():
@@ -349,7 +353,7 @@ class Port:
             self._timer = None
         try:
             if not self._store.segment.closed:
-                self._store.release_slot(self.slot, self.token, [*self._homes, *self._ever])
+                self._store.slots.release(self.slot, self.token, [*self._homes, *self._ever])
         except (LockBusy, IPCError):
             pass  # its door is closed: whoever rings next reaps the slot
         if loop is not None and not loop.is_closed():

@@ -128,9 +128,7 @@ class AsyncIPCChannelLayer:
         self.block_timeout = block_timeout
         self._mutex = threading.RLock()
         self._names: dict[str, tuple[str, str, int]] = {}
-        self._ports: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Port] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._ports: dict[int, Port] = {}  # by the id of the loop, which a port knows weakly
         self._process_parts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, str] = (
             weakref.WeakKeyDictionary()
         )
@@ -251,7 +249,7 @@ class AsyncIPCChannelLayer:
         self._mutex = threading.RLock()
         for port in self._ports.values():
             port.abandon()
-        self._ports = weakref.WeakKeyDictionary()
+        self._ports = {}
         self._process_parts = weakref.WeakKeyDictionary()
         self._process_part = _random(12)
         self._inboxes = Inboxes()
@@ -407,15 +405,24 @@ class AsyncIPCChannelLayer:
         if self._open:
             if name is home:
                 body = self._messages.take_one(name)
-                if body is not None:
-                    return _codec.decode(body)
-            elif self._inboxes.count:
-                entry = self._take_from_inboxes((name,))
-                if entry is not None:
-                    return entry[1]
+                message = None if body is None else _codec.decode(body)
+            else:
+                message = self._take_named(name, home)
+            if message is not None:
+                return message
         got = await self.receive_keys((name,), True, None)
         assert got is not None
         return got[1]
+
+    def _take_named(self, name: str, home: str) -> dict[str, Any] | None:
+        """Take the next message of a process-specific channel, in the ordinary cases."""
+        with self._mutex:
+            if self._inboxes.depth(name):
+                got = self._take_from_inboxes((name,))
+                if got is not None:
+                    return got[1]
+            body = self._messages.take_one(home, name)
+        return None if body is None else _codec.decode(body)
 
     def _checked(self, channels: Iterable[str] | None) -> tuple[str, ...]:
         names = self._names
@@ -429,12 +436,16 @@ class AsyncIPCChannelLayer:
         """Do what both receives do, for names that were checked; ``None`` if nothing came."""
         if not self._open:
             self._open_segments()
+        homes = keys
         if len(keys) == 1 and "!" not in keys[0]:
             body = self._messages.take_one(keys[0])
             if body is not None:
                 return keys[0], _codec.decode(body)
-        homes = tuple(dict.fromkeys(home_of(key) for key in keys))
-        if not block or self._seems_ready(homes):
+            ready = self._messages.may_have(keys[0])
+        else:
+            homes = tuple(dict.fromkeys(home_of(key) for key in keys))
+            ready = self._seems_ready(homes)
+        if not block or ready:
             try:
                 got = self._take(keys, homes)
             except LockBusy:
@@ -444,20 +455,21 @@ class AsyncIPCChannelLayer:
         loop = asyncio.get_running_loop()
         waiter = Waiter(keys, homes)
         while True:
-            port = self._ports.get(loop)
-            if port is None or not port.is_open:
+            port = self._ports.get(id(loop))
+            if port is None or not port.is_open or port.loop() is not loop:
                 port = await self._open_port(loop)
             took = False
             port.add(waiter)
             try:
                 while port.is_open:
-                    try:
-                        got = self._take(keys, homes, port, waiter)
-                    except LockBusy:
-                        got = await self._patiently(self._take, keys, homes, port, waiter)
-                    if got is not None:
-                        took = not waiter.found_in_inbox
-                        return got
+                    if not self._parks_at_once(homes, port, waiter):
+                        try:
+                            got = self._take(keys, homes, port, waiter)
+                        except LockBusy:
+                            got = await self._patiently(self._take, keys, homes, port, waiter)
+                        if got is not None:
+                            took = not waiter.found_in_inbox
+                            return got
                     waiter.parked = True
                     waiter.was_woken = False
                     # No await since the look above: every wake from here on finds the future.
@@ -489,6 +501,15 @@ class AsyncIPCChannelLayer:
             timer.cancel()
         return not waiter.is_late
 
+    def _parks_at_once(self, homes: tuple[str, ...], port: Port, waiter: Waiter) -> bool:
+        """Whether a first look could be spared: one home, and it is empty."""
+        return (
+            not waiter.parked
+            and len(homes) == 1
+            and not self._inboxes.count
+            and self._messages.slots.park_one(homes[0], port.slot, port.token)
+        )
+
     def _seems_ready(self, homes: tuple[str, ...]) -> bool:
         if self._inboxes.count:
             return True
@@ -496,9 +517,10 @@ class AsyncIPCChannelLayer:
         return any(may_have(home) for home in homes)
 
     async def _open_port(self, loop: asyncio.AbstractEventLoop) -> Port:
-        for other in list(self._ports.values()):
+        for key, other in list(self._ports.items()):
             if other.is_orphaned():
                 other.close()
+                self._ports.pop(key, None)
         while True:
             self._attached()
             try:
@@ -508,10 +530,10 @@ class AsyncIPCChannelLayer:
 
     def _new_port(self, loop: asyncio.AbstractEventLoop) -> Port:
         with self._mutex:
-            port = self._ports.get(loop)
-            if port is None or not port.is_open:
+            port = self._ports.get(id(loop))
+            if port is None or not port.is_open or port.loop() is not loop:
                 self._attached()
-                port = self._ports[loop] = Port(
+                port = self._ports[id(loop)] = Port(
                     loop,
                     self._messages,
                     self._ringer,
@@ -529,15 +551,14 @@ class AsyncIPCChannelLayer:
         waiter: Waiter | None = None,
     ) -> tuple[str, dict[str, Any]] | None:
         """Return one message for ``keys`` if there is one; with a port, park if there is none."""
-        store = self._messages
         if len(homes) > 1:  # a busy channel must not starve a quiet one
             self._turn += 1
             turn = self._turn % len(homes)
             homes = homes[turn:] + homes[:turn]
-        elif waiter is not None and waiter.parked and homes[0][-1] != "!":
-            body = store.take_one(homes[0])
-            if body is not None:
-                return homes[0], _codec.decode(body)
+        elif port is not None and waiter is not None and waiter.parked:
+            got = self._take_after_ring(keys, homes[0], port)
+            if got is not None:
+                return got
         if self._owed:
             self._pay()
         if all(home[-1] != "!" for home in homes):
@@ -563,6 +584,20 @@ class AsyncIPCChannelLayer:
                     if first.leaf:
                         self._owe(first.leaf, first.leaf_ident)
                     return self._decoded(first)
+
+    def _take_after_ring(
+        self, keys: tuple[str, ...], home: str, port: Port
+    ) -> tuple[str, dict[str, Any]] | None:
+        """Take what one waiter, alone on its home, was most likely rung for."""
+        if not port.is_alone(home):
+            return None
+        if home[-1] != "!":
+            body = self._messages.take_one(home)
+            return None if body is None else (home, _codec.decode(body))
+        if len(keys) > 1 or keys[0] == home:
+            return None
+        message = self._take_named(keys[0], home)
+        return None if message is None else (keys[0], message)
 
     def _take_messages(
         self,

@@ -1,0 +1,148 @@
+"""Channel records as a process sees them: found, remembered, made, tidied away.
+
+A process remembers where a record lies; its ident tells whether it still lies there. What
+nobody will ever read again is found by a clock hand: every few sends, and every send that
+makes a record, look at the next few hash buckets, drop what has expired there and forget
+channels that are empty, unparked and idle. So abandoned channels cost bounded memory
+without any reader, thread or timer. Every method is called with the lock held.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from . import _layout as L
+from ._heap import HeapFull
+from ._queues import Queues
+from ._segment import Plan, Segment
+
+__all__ = ["DROPS", "Records", "is_full"]
+
+IDLE_S = 60  # an empty channel keeps its record, and so its counters, at least this long
+_IDLE_SINGLE_S = 1  # single-reader and process-specific names are used once and forgotten
+DROPS = 16  # expired messages dropped in one plan
+_PRESSURE_BUCKETS = 4096  # when the memory is full
+_CACHE_LIMIT = 50_000
+_MASK_BYTES = 8 * L.PARKED_WORDS
+
+
+class Records:
+    """The channel records of one messages segment."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.queues = Queues(segment)
+        self.known: dict[str, tuple[int, int]] = {}
+        self.name_at: dict[int, str] = {}
+        self._hand = 0
+        segment.on_epoch = self.forget
+
+    def forget(self) -> None:
+        """Drop every remembered offset: the segment was flushed or replaced."""
+        self.known.clear()
+        self.name_at.clear()
+
+    def find(self, name: str, owner: int = 0) -> int:
+        """Return a channel's record, or 0: from memory if its ident still holds."""
+        words = self.segment.words
+        known = self.known.get(name) if not owner or "!" in name else None
+        if known is not None:
+            record, ident = known
+            if words[record + L.IDENT] == ident:
+                return record
+            del self.known[name]
+        record = self.queues.find_channel(Plan(words), name, owner)
+        if record and (not owner or "!" in name):
+            self.remember(name, record)
+        return record
+
+    def remember(self, name: str, record: int) -> None:
+        if len(self.known) >= _CACHE_LIMIT:
+            self.forget()
+        self.known[name] = (record, self.segment.words[record + L.IDENT])
+        self.name_at[record] = name
+
+    def make(self, name: str, owner: int = 0, *, must: bool = False) -> int:
+        """Create a channel record at once.
+
+        Args:
+            must: raise what the heap raises when the memory is full; otherwise return 0.
+        """
+        plan = Plan(self.segment.words)
+        try:
+            record = self.queues.create_channel(plan, name, owner)
+        except (HeapFull, OSError) as exc:
+            if must or not is_full(exc):
+                raise
+            return 0
+        self.segment.commit(plan)
+        return record
+
+    def depth(self, home: str) -> int:
+        words = self.segment.words
+        record = self.find(home)
+        return words[record + L.CH_SENT] - words[record + L.CH_TAKEN] if record else 0
+
+    def is_parked(self, record: int) -> bool:
+        start = 8 * (record + L.CH_PARKED)
+        mask: bytes = self.segment.memory[start : start + _MASK_BYTES]
+        return any(mask)
+
+    def sweep(self, now: int, buckets: int) -> int:
+        """Look at the next few buckets: drop what expired, forget idle channels.
+
+        The hand is this process's own: where it stands need not be shared.
+
+        Returns:
+            How many records were looked at.
+        """
+        used, self._hand = self.queues.table.some_buckets(self._hand, buckets)
+        visited = 0
+        for bucket in used:
+            for record in list(self.queues.table.chain(bucket)):
+                self._tidy(record, now)
+                visited += 1
+        return visited
+
+    def _tidy(self, record: int, now: int) -> None:
+        words = self.segment.words
+        owner = words[record + L.OWNER]
+        if words[record + L.CH_SENT] != words[record + L.CH_TAKEN]:
+            if owner:
+                # Counting messages that died with an inbox: gone once they have expired, but
+                # not before the last one queued in shared memory has let go of this record.
+                if words[record + L.LEAF_DEADLINE] > now or (
+                    words[owner + L.CH_SENT] != words[owner + L.CH_TAKEN]
+                ):
+                    return
+            else:
+                plan = Plan(words)
+                if self.queues.drop_expired(plan, record, now, DROPS):
+                    self.segment.commit(plan)
+                return
+        if self.is_parked(record) or words[record + L.CH_LEAVES]:
+            return
+        sent = words[record + L.CH_SENT] & 0xFFFFFFFF
+        seconds = now // 1_000_000_000
+        mark = words[record + L.CH_MARK]
+        if mark == 0 or mark & 0xFFFFFFFF != sent:
+            self.segment.commit({record + L.CH_MARK: (seconds + 1) << 32 | sent})
+            return
+        name = self.queues.table.key_of(record, L.EXTENT_CHANNEL)
+        single = owner or "?" in name
+        if seconds - (mark >> 32) >= (_IDLE_SINGLE_S if single else IDLE_S):
+            plan = Plan(words)
+            self.queues.remove_channel(plan, record)
+            self.segment.commit(plan)
+
+    def make_room(self, now: int) -> None:
+        """Find memory: expired messages of all queues, then the quick lists."""
+        total = self.segment.heap_start - L.BUCKETS
+        for _ in range(0, min(total, _PRESSURE_BUCKETS), 64):
+            self.sweep(now, 64)
+        self.queues.heap.consolidate()
+
+
+def is_full(exc: BaseException) -> bool:
+    """Whether an error says that there is no memory, in the segment or behind it."""
+    return isinstance(exc, HeapFull) or (isinstance(exc, OSError) and exc.errno == errno.ENOSPC)

@@ -1,0 +1,260 @@
+"""Loops that wait: their slots, parking on channels, and whom a sender rings.
+
+SYNC POINT "wake": a sender rings a parked loop *before* it commits, while holding the
+lock; a woken loop takes the lock before it looks. So a kill leaves no effect, a spurious
+ring, or a message with its ring; never a message without one.
+
+Invariant: beside a message that somebody could take, at least one loop that could take it
+is not parked on it (it was rung, or is running), unless that loop has died. For the dead,
+``reap_dead`` rings another, and the safety look of every parked loop is the net below that.
+Methods without a ``transact`` of their own are called with the lock held.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from . import _fast
+from . import _layout as L
+from ._records import Records
+from ._segment import LockBusy, Plan
+from .exceptions import TooManyLoops
+
+__all__ = ["Ring", "Slots"]
+
+logger = logging.getLogger("asgi_ipc")
+
+Ring = Callable[[int, int], bool]
+"""``ring(slot, token)``: wake that loop; False when its process is known to be dead."""
+
+_PLAN_ROOM = 400  # a plan of this many words is committed before it grows further
+_MASK_BYTES = 8 * L.PARKED_WORDS
+
+
+class Slots:
+    """The slots of one messages segment."""
+
+    def __init__(self, records: Records, ring: Ring) -> None:
+        self.segment = records.segment
+        self.records = records
+        self.ring = ring
+        self.dead: list[tuple[int, int]] = []
+
+    # -- waking --------------------------------------------------------------------------
+
+    def wake(self, plan: dict[int, int], record: int) -> None:
+        """Ring one loop parked on a channel, if any, and plan its bit away."""
+        start = 8 * (record + L.CH_PARKED)
+        mask = int.from_bytes(self.segment.memory[start : start + _MASK_BYTES], "little")
+        if mask:
+            self.wake_parked(plan, record, mask)
+
+    def wake_parked(self, plan: dict[int, int], record: int, mask: int) -> None:
+        """Ring one of the loops whose bits are set in ``mask``, and plan its bit away."""
+        words = self.segment.words
+        turn = words[record + L.CH_SENT]
+        while mask:
+            rest = mask
+            for _ in range(turn % mask.bit_count()):
+                rest &= rest - 1  # rotate: each send rings another one of the parked
+            bit = rest & -rest
+            mask ^= bit
+            slot = bit.bit_length() - 1
+            word = record + L.CH_PARKED + (slot >> 6)
+            plan[word] = plan.get(word, words[word]) & ~(1 << (slot & 63))
+            base = L.SLOTS + L.SLOT_WORDS * slot
+            token = words[base + L.SLOT_TOKEN]
+            if not token:
+                continue
+            if self.ring(slot, token):  # SYNC POINT "wake": before the commit
+                hint = plan.get(base + L.SLOT_HINT, words[base + L.SLOT_HINT])
+                if hint != record:
+                    plan[base + L.SLOT_HINT] = L.HINT_MANY if hint else record
+                return
+            self.dead.append((slot, token))
+
+    def leave(self, plan: Plan, slot: int, homes: Iterable[str]) -> None:
+        for home in homes:
+            record = self.records.find(home)
+            if not record:
+                continue
+            if len(plan) > _PLAN_ROOM:
+                self.segment.commit(plan)
+                plan.clear()
+            word = record + L.CH_PARKED + (slot >> 6)
+            bit = 1 << (slot & 63)
+            if plan[word] & bit:
+                plan[word] &= ~bit
+            elif plan[record + L.CH_SENT] != plan[record + L.CH_TAKEN]:
+                self.wake(plan, record)
+
+    # -- parking -------------------------------------------------------------------------
+
+    def park(self, home: str, slot: int, token: int) -> None:
+        words = self.segment.words
+        record = self.records.find(home) or self.records.make(home)
+        if not record:
+            return  # the memory is full: the safety look parks it later
+        word = record + L.CH_PARKED + (slot >> 6)
+        plan = {}
+        if not words[word] >> (slot & 63) & 1:
+            plan[word] = words[word] | 1 << (slot & 63)
+        if home[-1] == "!" and words[record + L.CH_LOOP] != token:
+            plan[record + L.CH_LOOP] = token
+        if plan:
+            self.segment.commit(plan)
+
+    def park_one(self, home: str, slot: int, token: int) -> bool:
+        """Park on a home that is empty; False if ``take`` has to see to it."""
+        known = self.records.known.get(home)
+        try:
+            return known is not None and _fast.park(
+                self.segment, known, slot, token if home[-1] == "!" else 0
+            )
+        except LockBusy:
+            return False
+
+    def look(
+        self, slot: int, token: int, homes: Collection[str], *, hinted: bool
+    ) -> list[tuple[str, int]]:
+        """Say how many messages wait in each home that has any; park on those without.
+
+        Args:
+            hinted: if the loop was rung for one home only since it last looked, look at
+                that one alone; and if it is none of ``homes``, pass the ring on.
+        """
+        return self.segment.transact(self._look, slot, token, homes, hinted)
+
+    def _look(
+        self, slot: int, token: int, homes: Collection[str], hinted: bool
+    ) -> list[tuple[str, int]]:
+        words = self.segment.words
+        word = L.SLOTS + L.SLOT_WORDS * slot + L.SLOT_HINT
+        hint = words[word]
+        if hint:
+            self.segment.commit({word: 0})
+        one = self.records.name_at.get(hint) if hinted else None
+        if one is not None and self.records.find(one) == hint:
+            if one not in homes:
+                self._withdraw(slot, (one,))
+                return []
+            homes = (one,)
+        waiting = []
+        for home in homes:
+            depth = self.records.depth(home)
+            if depth:
+                waiting.append((home, depth))
+            else:
+                self.park(home, slot, token)
+        return waiting
+
+    def withdraw(self, slot: int, homes: Iterable[str]) -> None:
+        """Take the loop's parked bits back; pass a ring on that it will not answer."""
+        self.segment.transact(self._withdraw, slot, homes)
+
+    def _withdraw(self, slot: int, homes: Iterable[str]) -> None:
+        plan = Plan(self.segment.words)
+        self.leave(plan, slot, homes)
+        if plan:
+            self.segment.commit(plan)
+        self.reap_dead()
+
+    # -- owning a slot ------------------------------------------------------------------
+
+    def claim(self, random_token: int) -> tuple[int, int]:
+        """Give a loop a slot; return it and the loop's token.
+
+        Args:
+            random_token: 48 random bits; the loop's socket is listening under them already.
+
+        Raises:
+            TooManyLoops: all slots belong to living loops.
+        """
+        return self.segment.transact(self._claim, random_token)
+
+    def _claim(self, random_token: int) -> tuple[int, int]:
+        words = self.segment.words
+        for attempt in range(2):
+            for slot in range(L.SLOT_COUNT):
+                base = L.SLOTS + L.SLOT_WORDS * slot
+                if words[base + L.SLOT_TOKEN] == 0:
+                    token = random_token << 8 | slot
+                    self.segment.commit(
+                        {
+                            base + L.SLOT_TOKEN: token,
+                            base + L.SLOT_PID: os.getpid(),
+                            base + L.SLOT_HINT: 0,
+                            base + L.SLOT_SINCE: time.time_ns(),
+                        }
+                    )
+                    return slot, token
+            if attempt == 0:
+                self._probe_all()
+        raise TooManyLoops(
+            f"all {L.SLOT_COUNT} slots for event loops that receive from {self.segment.name} are "
+            "taken: receive from fewer loops and threads, or split the site by prefix"
+        )
+
+    def _probe_all(self) -> None:
+        for slot in range(L.SLOT_COUNT):
+            token = self.segment.words[L.SLOTS + L.SLOT_WORDS * slot]
+            if token and not self.ring(slot, token):
+                self.dead.append((slot, token))
+        self.reap_dead()
+
+    def release(self, slot: int, token: int, homes: Sequence[str]) -> None:
+        """Give a slot back, unparked from ``homes``; pass on rings it has not answered."""
+        self.segment.transact(self._release, slot, token, homes)
+
+    def _release(self, slot: int, token: int, homes: Sequence[str]) -> None:
+        words = self.segment.words
+        base = L.SLOTS + L.SLOT_WORDS * slot
+        if words[base + L.SLOT_TOKEN] != token:
+            return
+        plan = Plan(words)
+        self.leave(plan, slot, homes)
+        for home in homes:
+            record = self.records.find(home)
+            if record and words[record + L.CH_LOOP] == token:
+                plan[record + L.CH_LOOP] = 0
+            if len(plan) > _PLAN_ROOM:
+                self.segment.commit(plan)
+                plan = Plan(words)
+        plan[base + L.SLOT_TOKEN] = 0
+        self.segment.commit(plan)
+        self.reap_dead()
+
+    def reap_dead(self) -> None:
+        while self.dead:
+            self._reap(*self.dead.pop())
+
+    def _reap(self, slot: int, token: int) -> None:
+        """Free a dead loop's slot and ring others in its place.
+
+        Every step is repeatable, so whoever is killed in here is repeated by the next.
+        """
+        words = self.segment.words
+        base = L.SLOTS + L.SLOT_WORDS * slot
+        if words[base + L.SLOT_TOKEN] != token:
+            return
+        parked = L.CH_PARKED + (slot >> 6)
+        bit = 1 << (slot & 63)
+        for record in list(self.records.queues.table.records()):
+            plan = Plan(words)
+            if words[record + parked] & bit:
+                plan[record + parked] = words[record + parked] & ~bit
+                self.segment.commit(plan)
+            if words[record + L.CH_SENT] != words[record + L.CH_TAKEN] and self.records.is_parked(
+                record
+            ):
+                plan = Plan(words)
+                self.wake(plan, record)
+                self.segment.commit(plan)
+        logger.info("reaped the slot of dead process %d", words[base + L.SLOT_PID])
+        self.segment.commit({base + L.SLOT_TOKEN: 0, base + L.SLOT_HINT: 0})
+
+    def is_live(self, token: int) -> bool:
+        return bool(self.segment.words[L.SLOTS + L.SLOT_WORDS * (token & 0xFF)] == token)
