@@ -216,6 +216,7 @@ def heap_start(size_bytes: int) -> int:
 
 
 MIN_SEGMENT_BYTES = 64 * 1024
+MAX_SEGMENT_BYTES = 7 << 30  # an extent's size must round to a class and fit its header
 
 
 def size_class(granules: int) -> int:

@@ -15,18 +15,39 @@ import logging
 import secrets
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, Protocol
 
 from ._bell import Bell, Door, Ringer, make_directory, new_bell, ring
 from ._segment import LockBusy
 from ._store import MessageStore
 from .exceptions import IPCError
 
-__all__ = ["SAFETY_S", "Port", "Waiter"]
+__all__ = ["SAFETY_S", "HostLoop", "Port", "Waiter", "runs_here"]
 
 logger = logging.getLogger("asgi_ipc")
 
 SAFETY_S = 5.0  # how often a loop with waiters looks unasked: the net below lost processes
 _RETRY_S = 0.002
+
+
+class HostLoop(Protocol):
+    """What a port needs of an event loop: asyncio's, or an adapter of another one's."""
+
+    def add_reader(self, fd: Any, callback: Callable[..., object], /) -> None: ...
+    def remove_reader(self, fd: Any, /) -> object: ...
+    def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object: ...
+    def call_soon_threadsafe(self, callback: Callable[..., object], /, *args: Any) -> object: ...
+    def call_later(
+        self, delay: float, callback: Callable[..., object], /, *args: Any
+    ) -> asyncio.TimerHandle: ...
+    def create_future(self) -> asyncio.Future[Any]: ...
+    def is_closed(self) -> bool: ...
+    def is_running(self) -> bool: ...
+
+
+def runs_here(loop: HostLoop) -> bool:
+    """Whether a loop is the one that runs on this thread right now."""
+    return asyncio._get_running_loop() is loop or bool(getattr(loop, "runs_here", bool)())
 
 
 class Waiter:
@@ -88,7 +109,7 @@ class Port:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: HostLoop,
         store: MessageStore,
         ringer: Ringer,
         directory: str,
@@ -149,7 +170,7 @@ class Port:
         loop = self._loop()
         return loop is None or loop.is_closed()
 
-    def loop(self) -> asyncio.AbstractEventLoop | None:
+    def loop(self) -> HostLoop | None:
         """Return the loop, unless it is gone."""
         return self._loop()
 
@@ -221,7 +242,7 @@ class Port:
         loop = self._loop()
         if loop is None or key not in self._waiters:
             return
-        if asyncio._get_running_loop() is loop:
+        if runs_here(loop):
             self._wake_here(key, 1)
             return
         try:
@@ -245,7 +266,8 @@ class Port:
         """
         if self.is_orphaned() or not self.is_open:
             return False
-        if asyncio._get_running_loop() is self._loop():
+        loop = self._loop()
+        if loop is not None and runs_here(loop):
             self.look_soon()
         else:
             ring(self._fittings.bell.ring_fd)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
+from ._reception import Received
 from .aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY, AsyncIPCChannelLayer
 from .capacity import ChannelCapacity, compile_capacities
 from .exceptions import ChannelFull, InvalidName, MessageTooLarge
@@ -30,6 +31,12 @@ class _BlockingCore(AsyncIPCChannelLayer):
     """The core as Channels 1 wants it: capacity counted on the home, waiting by sleeping."""
 
     capacity_per_name = False
+
+    async def receive_checked(
+        self, keys: tuple[str, ...], block: bool, deadline: float | None
+    ) -> Received | None:
+        """Receive for names that were checked; ``None`` if nothing came."""
+        return await self._reception.receive(keys, block, deadline, self.pause)
 
     async def pause(self, seconds: float) -> None:
         """Sleep when driven by ``_drive``; on an event loop let it run."""
@@ -119,10 +126,10 @@ class IPCChannelLayer:
             InvalidName: (``TypeError``) one of the names.
         """
         keys = tuple(dict.fromkeys(check_channel(name, receive=True) for name in channels or ()))
-        got = _drive(self.core.receive_keys(keys, False, None))
+        got = _drive(self.core.receive_checked(keys, False, None))
         if got is None and block:
             deadline = time.monotonic() + self.block_timeout
-            got = self._private_loop().run(self.core.receive_keys(keys, True, deadline))
+            got = self._private_loop().run(self.core.receive_checked(keys, True, deadline))
         return got or (None, None)
 
     receive_many = receive
@@ -132,7 +139,7 @@ class IPCChannelLayer:
     ) -> tuple[str, dict[str, Any]] | tuple[None, None]:
         """Wait for a message on the running event loop; see ``AsyncIPCChannelLayer``."""
         keys = tuple(dict.fromkeys(check_channel(name, receive=True) for name in channels or ()))
-        got = await self.core.receive_keys(keys, True, None)
+        got = await self.core.receive_checked(keys, True, None)
         return got or (None, None)
 
     receive_asyncio = receive_async

@@ -1,0 +1,361 @@
+"""Receiving: from the first look to the message, or to the wait for it.
+
+Ordinary and single-reader channels are popped by whoever asks. A process-specific home is
+drained by whichever of its waiters was woken first; what it draws for the others goes to
+the inboxes, where they look before they look at the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from . import _codec
+from ._inbox import Entry, Inboxes
+from ._port import HostLoop, Port, Waiter
+from ._queues import Popped
+from ._segment import LockBusy
+from ._site import Site
+from ._store import Taken
+from .exceptions import LayerClosed
+from .names import home_of
+
+__all__ = ["Received", "Reception"]
+
+Received = tuple[str, dict[str, Any]]
+
+_BATCH = 64  # messages taken from a process-specific home in one hold of the lock
+_OWED = 32
+
+
+class Reception:
+    """The receiving half of one layer.
+
+    Attributes:
+        site: set once by the layer, before anything else is called.
+    """
+
+    site: Site
+
+    def __init__(
+        self, capacity_of: Callable[[str], int], on_drop: Callable[[str, int], None]
+    ) -> None:
+        """Start with nothing taken.
+
+        Args:
+            capacity_of: how many messages a full name may have in its inbox.
+            on_drop: told what group messages found no room there, and how many.
+        """
+        self._capacity_of = capacity_of
+        self._on_drop = on_drop
+        self._inboxes = Inboxes()
+        self._inbox_epoch = 0
+        self._owed: list[tuple[int, int]] = []
+        self._pay_is_due = False
+        self._turn = 0
+
+    def reset(self) -> None:
+        """Forget what was taken: the layer was closed, or this is a forked child."""
+        self._inboxes = Inboxes()
+        self._owed = []
+        self._pay_is_due = False
+
+    async def receive(
+        self,
+        keys: tuple[str, ...],
+        block: bool,
+        deadline: float | None,
+        pause: Callable[[float], Awaitable[None]],
+        loop: HostLoop | None = None,
+    ) -> Received | None:
+        """Return a message for one of ``keys``, ``None`` if nothing came.
+
+        Args:
+            keys: names that were checked, each once.
+            block: wait for one.
+            deadline: until then at most, ``time.monotonic``.
+            pause: waits a moment when the lock is busy.
+            loop: to wait on, if it is not the running asyncio loop.
+        """
+        if not self.site.is_open:
+            self.site.open()
+        homes = keys
+        if len(keys) == 1 and "!" not in keys[0]:
+            body = self.site.messages.take_one(keys[0])
+            if body is not None:
+                return keys[0], _codec.decode(body)
+            ready = self.site.messages.may_have(keys[0])
+        else:
+            homes = tuple(dict.fromkeys(home_of(key) for key in keys))
+            ready = self._seems_ready(homes)
+        if not block or ready:
+            try:
+                got = self._take(keys, homes)
+            except LockBusy:
+                got = await self.site.patiently(pause, self._take, keys, homes)
+            if got is not None or not block:
+                return got
+        if loop is None:
+            loop = asyncio.get_running_loop()
+        waiter = Waiter(keys, homes)
+        while True:
+            port = self.site.port_of(loop)
+            if port is None:
+                try:
+                    port = self.site.make_port(loop)
+                except LockBusy:
+                    port = await self.site.patiently(pause, self.site.make_port, loop)
+            took = False
+            port.add(waiter)
+            try:
+                while port.is_open:
+                    if not self._parks_at_once(homes, port, waiter):
+                        try:
+                            got = self._take(keys, homes, port, waiter)
+                        except LockBusy:
+                            got = await self.site.patiently(
+                                pause, self._take, keys, homes, port, waiter
+                            )
+                        if got is not None:
+                            took = not waiter.found_in_inbox
+                            return got
+                    waiter.parked = True
+                    waiter.was_woken = False
+                    # No await since the look above: every wake from here on finds the future.
+                    waiter.future = loop.create_future()
+                    if not await self._sleep(loop, waiter, deadline):
+                        return None
+            finally:
+                port.remove(waiter, got=took)
+            if not self.site.is_open:
+                raise LayerClosed(
+                    f"the channel layer {self.site.prefix!r} was closed during a receive"
+                )
+
+    async def _sleep(self, loop: HostLoop, waiter: Waiter, deadline: float | None) -> bool:
+        """Wait until woken; False when the time is over and nothing came."""
+        future = waiter.future
+        assert future is not None
+        if deadline is None:
+            try:
+                await future
+            finally:
+                waiter.future = None
+            return True
+        timer = loop.call_later(max(0.0, deadline - time.monotonic()), waiter.time_is_over)
+        try:
+            await future
+        finally:
+            waiter.future = None
+            timer.cancel()
+        return not waiter.is_late
+
+    def _parks_at_once(self, homes: tuple[str, ...], port: Port, waiter: Waiter) -> bool:
+        """Whether a first look could be spared: one home, and it is empty."""
+        return (
+            not waiter.parked
+            and len(homes) == 1
+            and not self._inboxes.count
+            and self.site.messages.slots.park_one(homes[0], port.slot, port.token)
+        )
+
+    def _seems_ready(self, homes: tuple[str, ...]) -> bool:
+        if self._inboxes.count:
+            return True
+        may_have = self.site.messages.may_have
+        return any(may_have(home) for home in homes)
+
+    # -- taking --------------------------------------------------------------------------
+
+    def _take(
+        self,
+        keys: tuple[str, ...],
+        homes: tuple[str, ...],
+        port: Port | None = None,
+        waiter: Waiter | None = None,
+    ) -> Received | None:
+        """Return one message for ``keys`` if there is one; with a port, park if there is none."""
+        if len(homes) > 1:  # a busy channel must not starve a quiet one
+            self._turn += 1
+            turn = self._turn % len(homes)
+            homes = homes[turn:] + homes[:turn]
+        elif port is not None and waiter is not None and waiter.parked:
+            got = self._take_after_ring(keys, homes[0], port)
+            if got is not None:
+                return got
+        if self._owed:
+            self._pay()
+        if all(home[-1] != "!" for home in homes):
+            taken = self._take_messages(keys, homes, port, waiter)
+            return self._decoded(taken.messages[0]) if taken.messages else None
+        with self.site.mutex:  # so that what two loops drain arrives in the order it was drained
+            while True:
+                if self._inboxes.count:
+                    got = self._take_from_inboxes(keys)
+                    if got is not None:
+                        if waiter is not None:
+                            waiter.found_in_inbox = True
+                        return got
+                taken = self._take_messages(keys, homes, port, waiter)
+                if not taken.messages:
+                    return None
+                first = taken.messages[0]
+                mine = not first.group_version and (first.name in keys or taken.home in keys)
+                rest = taken.messages[1:] if mine else taken.messages
+                if rest:
+                    self._deliver(taken.home, rest)
+                if mine:
+                    if first.leaf:
+                        self._owe(first.leaf, first.leaf_ident)
+                    return self._decoded(first)
+
+    def _take_after_ring(self, keys: tuple[str, ...], home: str, port: Port) -> Received | None:
+        """Take what one waiter, alone on its home, was most likely rung for."""
+        if not port.is_alone(home):
+            return None
+        if home[-1] != "!":
+            body = self.site.messages.take_one(home)
+            return None if body is None else (home, _codec.decode(body))
+        if len(keys) > 1 or keys[0] == home:
+            return None
+        message = self.take_named(keys[0], home)
+        return None if message is None else (keys[0], message)
+
+    def take_named(self, name: str, home: str) -> dict[str, Any] | None:
+        """Take the next message of a process-specific channel, in the ordinary cases."""
+        with self.site.mutex:
+            if self._inboxes.depth(name):
+                got = self._take_from_inboxes((name,))
+                if got is not None:
+                    return got[1]
+            body = self.site.messages.take_one(home, name)
+        return None if body is None else _codec.decode(body)
+
+    def _take_messages(
+        self,
+        keys: tuple[str, ...],
+        homes: tuple[str, ...],
+        port: Port | None,
+        waiter: Waiter | None,
+    ) -> Taken:
+        alone = port.only_waited_by(waiter) if port and waiter else ()
+        shared = port is not None and len(alone) < len(homes)
+        taken = self.site.messages.take(
+            homes,
+            slot=port.slot if port else None,
+            token=port.token if port else 0,
+            leave=alone if waiter and waiter.parked else (),
+            stay=shared,
+            limit=_BATCH if keys != homes else 1,
+            wanted=port.waited_names() if port else keys,
+        )
+        if taken.more and shared and port is not None:
+            port.look_soon()
+        return taken
+
+    def _decoded(self, message: Popped) -> Received:
+        return message.name, _codec.decode(message.body)
+
+    def _take_from_inboxes(self, keys: tuple[str, ...]) -> Received | None:
+        dropped: list[Entry] = []
+        entry = None
+        with self.site.mutex:
+            self._check_inbox_epoch()
+            now = time.monotonic_ns()
+            for key in keys:
+                if "!" in key:
+                    entry = self._inboxes.pop(key, now, dropped)
+                    if entry is not None:
+                        break
+            for gone in dropped if entry is None else [*dropped, entry]:
+                if gone.leaf:
+                    self._owe(gone.leaf, gone.leaf_ident)
+        return None if entry is None else (entry.name, _codec.decode(entry.body))
+
+    # -- inboxes -------------------------------------------------------------------------
+
+    def _deliver(self, home: str, messages: Sequence[Popped]) -> None:
+        """Put drained messages where their readers look, and wake those."""
+        names: list[str] = []
+        skipped = 0
+        with self.site.mutex:
+            self._check_inbox_epoch()
+            for message in messages:
+                if not message.group_version:
+                    entry = Entry(
+                        home,
+                        message.name,
+                        message.body,
+                        message.deadline_ns,
+                        message.leaf,
+                        message.leaf_ident,
+                    )
+                    self._inboxes.put(entry)
+                    names.append(message.name)
+                    continue
+                for name in message.members:
+                    if self._inboxes.depth(name) >= self._capacity_of(name):
+                        skipped += 1
+                        continue
+                    self._inboxes.put(Entry(home, name, message.body, message.deadline_ns, 0, 0))
+                    names.append(name)
+        for one in self.site.ports():
+            for name in names:
+                if one.has_waiter(name):
+                    one.wake(name)
+            if one.has_waiter(home):
+                one.wake(home)
+        if skipped:
+            self._pay(skipped)
+            self._on_drop("group messages", skipped)
+
+    def _owe(self, leaf: int, ident: int) -> None:
+        """Note that a message left an inbox; its leaf is told soon, with others.
+
+        Called with the mutex held. Soon: before the next drain, after ``_OWED`` of them, or in
+        the loop's next round, whichever comes first.
+        """
+        self._owed.append((leaf, ident))
+        loop = asyncio._get_running_loop()
+        if len(self._owed) >= _OWED or loop is None:
+            self._pay()
+        elif not self._pay_is_due:
+            self._pay_is_due = True
+            loop.call_soon(self._pay)
+
+    def _pay(self, dropped: int = 0) -> None:
+        """Uncount what left the inboxes since the last time, in shared memory."""
+        self._pay_is_due = False
+        with self.site.mutex:
+            owed, self._owed = self._owed, []
+        if (not owed and not dropped) or not self.site.is_open:
+            return
+        try:
+            self.site.messages.credit(owed, dropped)
+        except LockBusy:
+            with self.site.mutex:
+                self._owed += owed
+            loop = asyncio._get_running_loop()
+            if loop is not None:
+                loop.call_later(0.01, self._pay, dropped)
+
+    def _check_inbox_epoch(self) -> None:
+        epoch = self.site.messages.epoch()
+        if epoch != self._inbox_epoch:  # flushed by somebody
+            self._inbox_epoch = epoch
+            self._inboxes.clear()
+
+    def on_safety(self) -> None:
+        """Drop what has expired in the inboxes, and wake whoever could have what is there."""
+        if not self._inboxes.count:
+            return
+        with self.site.mutex:
+            for one in self._inboxes.expire(time.monotonic_ns()):
+                if one.leaf:
+                    self._owe(one.leaf, one.leaf_ident)
+            names = self._inboxes.names()
+        for port in self.site.ports():
+            for name in names:
+                port.wake(name)

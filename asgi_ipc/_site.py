@@ -1,0 +1,269 @@
+"""A prefix as this process is attached to it: segments, ringer, loops; and how it ends.
+
+Nothing here depends on what is sent. Order of locks, outermost first: ``mutex`` (threads
+of this process, inboxes and ports), a segment's guard, the segment's lock; messages before
+groups.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any, ParamSpec, TypeVar
+
+from . import _layout as L
+from ._bell import Ringer, bells_directory
+from ._membership import GroupStore
+from ._port import HostLoop, Port, runs_here
+from ._segment import LockBusy, Segment
+from ._store import MessageStore
+
+__all__ = ["Site"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger("asgi_ipc")
+
+_OVERHEAD_BYTES = 1024  # of one message and one channel in an otherwise empty segment
+_WATCH_NS = 1_000_000_000  # how often a sender looks whether its segment was deleted
+
+_sites: weakref.WeakSet[Site] = weakref.WeakSet()
+
+
+class Site:
+    """See the module docstring.
+
+    Attributes:
+        messages, groups: the stores.
+        mutex: excludes the other threads of this process.
+        is_open: attached just now; whatever needs the stores calls ``open`` otherwise.
+        most_bytes: the largest encoded message that can ever fit.
+        watch_at_ns: when a sender should call ``watch`` next.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        *,
+        message_memory: int,
+        group_memory: int,
+        max_message_bytes: int | None,
+        mode: int,
+        lock_timeout: float,
+        on_reset: Callable[[], None],
+        on_safety: Callable[[], None],
+    ) -> None:
+        """Attach.
+
+        Args:
+            on_reset: everything this process had taken is void (closed, deleted, forked).
+            on_safety: called every few seconds by every loop that waits.
+        """
+        self.prefix = prefix
+        self.mode = mode
+        self.lock_timeout = lock_timeout
+        self.mutex = threading.RLock()
+        self.is_open = False
+        self.most_bytes = 0
+        self.watch_at_ns = 0
+        self.max_message_bytes = max_message_bytes
+        self._on_reset = on_reset
+        self._on_safety = on_safety
+        self._ports: dict[int, Port] = {}  # by the id of the loop, which a port knows weakly
+        self._ringer = Ringer(bells_directory(prefix))
+        options: dict[str, Any] = {"mode": mode, "lock_timeout": lock_timeout}
+        groups = Segment(f"/{prefix}-groups", L.KIND_GROUPS, group_memory, **options)
+        try:
+            messages = Segment(f"/{prefix}-messages", L.KIND_MESSAGES, message_memory, **options)
+        except BaseException:
+            groups.close()
+            raise
+        self.groups = GroupStore(groups)
+        self.messages = MessageStore(messages, self._ringer.ring, self.groups.members_at)
+        self._opened()
+        _sites.add(self)
+
+    def open(self) -> None:
+        """Attach again, if the site was closed."""
+        with self.mutex:
+            if self.is_open:
+                return
+            self.groups.segment.reattach()
+            try:
+                self.messages.segment.reattach()
+            except BaseException:
+                self.groups.segment.close()
+                raise
+            self._opened()
+
+    def _opened(self) -> None:
+        self.groups.forget()
+        self.messages.forget()
+        messages = self.messages.segment
+        largest = messages.size_bytes - 8 * messages.heap_start - _OVERHEAD_BYTES
+        self.most_bytes = min(self.max_message_bytes or largest, largest)
+        self.is_open = True
+
+    def close(self) -> None:
+        """Detach; idempotent. Waiting loops wake up and find it closed."""
+        with self.mutex:
+            if not self.is_open:
+                return
+            self._close_ports()
+            self.is_open = False
+            self._on_reset()
+            with self.messages.segment.guard:  # whoever rings holds it
+                self._ringer.close()
+            self.messages.segment.close()
+            self.groups.segment.close()
+
+    def unlink(self) -> None:
+        """Detach and remove segments and sockets from the machine."""
+        self.close()
+        for name in ("messages", "groups"):
+            Segment.unlink_name(f"/{self.prefix}-{name}")
+        directory = bells_directory(self.prefix)
+        try:
+            for name in os.listdir(directory):
+                os.unlink(os.path.join(directory, name))
+            os.rmdir(directory)
+        except OSError:
+            pass  # ENOENT: nobody ever waited; ENOTEMPTY: somebody is just starting to
+
+    def watch(self) -> None:
+        """Notice that somebody removed the segments underneath us, say so, and follow."""
+        with self.mutex:
+            if not self.is_open:
+                return
+            self.watch_at_ns = time.monotonic_ns() + _WATCH_NS
+            deleted = [
+                segment
+                for segment in (self.messages.segment, self.groups.segment)
+                if segment.is_deleted()
+            ]
+            if not deleted:
+                return
+            logger.error(
+                "%s was deleted underneath this process (systemd's RemoveIPC=yes, or a clean-up "
+                "of /dev/shm?): what was queued there is lost; attaching to a new segment",
+                " and ".join(segment.name for segment in deleted),
+            )
+            self._close_ports()
+            with self.messages.segment.guard:
+                self._ringer.close()
+            for segment in deleted:
+                segment.reattach()
+            self._opened()
+            self._on_reset()
+
+    def after_fork_in_child(self) -> None:
+        """Make everything the child's own that it would otherwise share with its parent."""
+        self.mutex = threading.RLock()
+        for port in self._ports.values():
+            port.abandon()
+        self._ports = {}
+        self._ringer.own.clear()
+        self._ringer.close()
+        if self.is_open:
+            self.messages.segment.after_fork_in_child()
+            self.groups.segment.after_fork_in_child()
+        self._on_reset()
+
+    # -- loops ---------------------------------------------------------------------------
+
+    def ports(self) -> list[Port]:
+        """Return the ports of all loops that have waited."""
+        return list(self._ports.values())
+
+    def port_of(self, loop: HostLoop) -> Port | None:
+        """Return a loop's port if it has one that is open."""
+        port = self._ports.get(id(loop))
+        if port is None or not port.is_open or port.loop() is not loop:
+            return None
+        return port
+
+    def make_port(self, loop: HostLoop) -> Port:
+        """Return a loop's port, opened if need be.
+
+        Raises:
+            LockBusy: try again.
+        """
+        with self.mutex:
+            port = self.port_of(loop)
+            if port is not None:
+                return port
+            if not self.is_open:
+                self.open()
+            for key, other in list(self._ports.items()):
+                if other.is_orphaned():
+                    other.close()
+                    self._ports.pop(key, None)
+            port = self._ports[id(loop)] = Port(
+                loop,
+                self.messages,
+                self._ringer,
+                bells_directory(self.prefix),
+                self.mode,
+                self._safety,
+            )
+            return port
+
+    def _safety(self) -> None:
+        self.watch()
+        self._on_safety()
+
+    def _close_ports(self) -> None:
+        for port in self.ports():
+            _close_on_its_loop(port)
+        self._ports.clear()
+
+    async def patiently(
+        self,
+        pause: Callable[[float], Awaitable[None]],
+        operation: Callable[P, R],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Repeat an operation whose lock was busy, letting the loop run in between.
+
+        Raises:
+            StoreLocked: not had within ``lock_timeout`` seconds.
+        """
+        give_up = time.monotonic() + self.lock_timeout
+        delay = 0.001
+        while True:
+            await pause(delay)
+            if not self.is_open:
+                self.open()
+            try:
+                return operation(*args, **kwargs)
+            except LockBusy:
+                if time.monotonic() > give_up:
+                    raise self.messages.segment.locked_error() from None
+            delay = min(delay * 2, 0.05)
+
+
+def _close_on_its_loop(port: Port) -> None:
+    """Close a port from whatever thread this is."""
+    loop = port.loop()
+    if loop is None or loop.is_closed() or runs_here(loop) or not loop.is_running():
+        port.close()
+        return
+    try:
+        loop.call_soon_threadsafe(port.close)
+    except RuntimeError:
+        port.close()  # closed between the question and the call
+
+
+def _after_fork_in_child() -> None:
+    for site in list(_sites):
+        site.after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

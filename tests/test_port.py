@@ -1,0 +1,360 @@
+"""A loop's port: who is woken, when, and that nobody sleeps beside a message."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import asgi_ipc._bell as bell_module
+from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc import _port as port_module
+from asgi_ipc._bell import PipeBell
+
+from stepping import Action, SteppingLoop, World, drive, places
+
+MakeLayer = Callable[..., AsyncIPCChannelLayer]
+MakeWorld = Callable[[int], World]
+STEPS = 9
+
+
+@pytest.fixture
+def make_world(make_layer: MakeLayer) -> Iterator[MakeWorld]:
+    made: list[World] = []
+
+    def make(loop_count: int) -> World:
+        made.append(World(make_layer, loop_count))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()
+
+
+# Each scenario starts receives and returns what then happens, in this order. Every way to
+# place these between the steps of the loops is tried.
+
+Scenario = Callable[[World], list[Action]]
+
+
+def one_waiter_cancelled(world: World) -> list[Action]:
+    first = world.wait(0, "c")
+    return [lambda: world.send("c"), first.cancel]
+
+
+def cancelled_before_the_message(world: World) -> list[Action]:
+    first = world.wait(0, "c")
+    return [first.cancel, lambda: world.send("c")]
+
+
+def two_waiters_first_cancelled(world: World) -> list[Action]:
+    first = world.wait(0, "c")
+    world.wait(0, "c")
+    return [lambda: world.send("c"), first.cancel]
+
+
+def two_waiters_both_messages(world: World) -> list[Action]:
+    first = world.wait(0, "c")
+    world.wait(0, "c")
+    return [lambda: world.send("c"), lambda: world.send("c"), first.cancel]
+
+
+def waiters_of_many_channels(world: World) -> list[Action]:
+    first = world.wait(0, "a", "b", "c")
+    world.wait(0, "b", "d")
+    world.wait(0, "c")
+    return [lambda: world.send("b"), first.cancel, lambda: world.send("c")]
+
+
+def own_sends(world: World) -> list[Action]:
+    first = world.wait(0, "c")
+    world.wait(0, "c", "d")
+    return [lambda: world.send_from_loop(0, "c"), first.cancel, lambda: world.send("d")]
+
+
+def names_of_one_home(world: World) -> list[Action]:
+    first = world.wait(0, "x!a")
+    second = world.wait(0, "x!b")
+    world.wait(0, "x!b")
+    world.wait(0, "other")
+    return [lambda: world.send("x!b"), second.cancel, first.cancel]
+
+
+def names_of_one_home_alone(world: World) -> list[Action]:
+    first = world.wait(0, "x!a")
+    second = world.wait(0, "x!b")
+    world.wait(0, "x!b")
+    return [lambda: world.send("x!b"), first.cancel, second.cancel]
+
+
+def a_home_and_its_names(world: World) -> list[Action]:
+    first = world.wait(0, "x!a")
+    world.wait(0, "x!")
+    return [lambda: world.send("x!b"), lambda: world.send("x!a"), first.cancel]
+
+
+def two_loops_one_cancelled(world: World) -> list[Action]:
+    first = world.wait(0, "c")
+    world.wait(1, "c")
+    return [lambda: world.send("c"), first.cancel, lambda: world.send("c")]
+
+
+def two_loops_of_many_channels(world: World) -> list[Action]:
+    first = world.wait(0, "a", "b")
+    world.wait(1, "b", "c")
+    world.wait(0, "c")
+    return [lambda: world.send("b"), lambda: world.send("c"), first.cancel]
+
+
+def two_loops_both_rung(world: World) -> list[Action]:
+    first = world.wait(0, "c")
+    second = world.wait(1, "c")
+    world.wait(1, "c")
+    return [lambda: world.send("c"), lambda: world.send("c"), first.cancel, second.cancel]
+
+
+def the_lock_is_busy(world: World) -> list[Action]:
+    first = world.wait(0, "c")
+    world.wait(0, "c")
+    return [lambda: world.send("c"), world.lock, first.cancel, world.unlock]
+
+
+def a_flush_in_between(world: World) -> list[Action]:
+    world.wait(0, "a", "c")
+    world.wait(1, "c")
+
+    def flush() -> None:
+        drive(world.outside.flush())
+
+    return [flush, lambda: world.send("c"), lambda: world.send("a")]
+
+
+SCENARIOS: list[tuple[Scenario, int, int]] = [
+    (one_waiter_cancelled, 1, 12),
+    (cancelled_before_the_message, 1, 12),
+    (two_waiters_first_cancelled, 1, 14),
+    (two_waiters_both_messages, 1, STEPS),
+    (waiters_of_many_channels, 1, STEPS),
+    (own_sends, 1, STEPS),
+    (names_of_one_home, 1, STEPS),
+    (names_of_one_home_alone, 1, STEPS),
+    (a_home_and_its_names, 1, STEPS),
+    (two_loops_one_cancelled, 2, STEPS),
+    (two_loops_of_many_channels, 2, STEPS),
+    (two_loops_both_rung, 2, 7),
+    (the_lock_is_busy, 1, 5),
+    (a_flush_in_between, 2, STEPS),
+]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "loop_count", "steps"), SCENARIOS, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_no_interleaving_loses_doubles_or_forgets(
+    make_world: MakeWorld, scenario: Scenario, loop_count: int, steps: int
+) -> None:
+    """Wherever things happen, each message arrives once or waits, and nobody sleeps beside it."""
+    world = make_world(loop_count)
+    is_flushed = scenario is a_flush_in_between
+    for _ in range(2):  # the second time every name and every bell is known
+        action_count = len(scenario(world))
+        assert world.problem() is None
+        for where in places(action_count, steps):
+            actions = scenario(world)
+            world.run(actions, where)
+            problem = world.problem()
+            if is_flushed and problem and problem.startswith("sent"):
+                continue  # what a flush dropped is not lost
+            assert problem is None, f"actions before steps {where}: {problem}"
+
+
+@pytest.mark.parametrize("kind", ["EventBell", "PipeBell"])
+def test_both_kinds_of_bell_wake(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The interleavings of two loops hold over eventfds and over pipes."""
+    monkeypatch.setattr(port_module, "new_bell", getattr(bell_module, kind))
+    world = make_world(2)
+    for where in places(3, 6):
+        world.run(two_loops_one_cancelled(world), where)
+        assert world.problem() is None, where
+    assert isinstance(next(iter(world.layers[0]._ports.values()))._fittings.bell, PipeBell) == (
+        kind == "PipeBell"
+    )
+
+
+def test_a_ring_before_the_wait_is_not_lost(make_world: MakeWorld) -> None:
+    """A message that is there already is returned without sleeping."""
+    world = make_world(1)
+    for channel in ("c", "x!a"):
+        world.send(channel)
+        task = world.wait(0, channel)
+        assert task.done()
+    assert world.problem() is None
+
+
+def test_many_rings_wake_as_many_receives(make_world: MakeWorld) -> None:
+    """Rings that came together into one still wake everybody there is a message for."""
+    world = make_world(1)
+    for _ in range(50):
+        world.wait(0, "c", "d")
+    for number in range(50):
+        world.send("cd"[number % 2])
+    world.settle()
+    assert all(task.done() for _, _, task in world.waiting)
+    assert world.problem() is None
+
+
+def test_a_ring_between_draining_and_looking_is_not_lost(make_layer: MakeLayer) -> None:
+    """A second sender that has rung but not committed when the bell is drained is waited for."""
+    layer, first, second = make_layer(), make_layer(), make_layer()
+    store = layer._messages
+    rung, drained, committed = threading.Event(), threading.Event(), threading.Event()
+    segment = second._messages.segment
+
+    async def scenario() -> None:
+        for name in ("h1", "h2"):
+            await layer.send(name, {})
+            await layer.receive(name)
+        receives = {asyncio.create_task(layer.receive(name)) for name in ("h1", "h2")}
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await first.send("h1", {"n": 1})
+
+        def slow_send() -> None:
+            commit, commit4 = segment.commit, getattr(segment, "commit4", None)
+
+            def slowly(function: Any) -> Any:
+                def wait_then(*arguments: Any) -> Any:
+                    rung.set()
+                    assert drained.wait(20)
+                    return function(*arguments)
+
+                return wait_then
+
+            segment.commit = slowly(commit)  # type: ignore[method-assign]
+            if commit4 is not None:
+                segment.commit4 = slowly(commit4)  # type: ignore[method-assign]
+            drive(second.send("h2", {"n": 2}))
+            committed.set()
+
+        thread = threading.Thread(target=slow_send)
+        thread.start()
+        assert rung.wait(20)
+        # The loop's next turn drains both rings. The sender goes on when the bell is empty
+        # and the loop has just read what it reads without the lock.
+        for name in ("hinted",):
+            real = getattr(store, name, None)
+            if real is not None:
+
+                def then_commit(*arguments: Any, real: Any = real) -> Any:
+                    found = real(*arguments)
+                    drained.set()
+                    assert committed.wait(20)
+                    return found
+
+                setattr(store, name, then_commit)
+                break
+        else:
+            drained.set()
+        done, _ = await asyncio.wait(receives, timeout=port_module.SAFETY_S / 2)
+        thread.join()
+        assert done == receives
+
+    asyncio.run(scenario())
+
+
+def test_a_closed_loop_is_not_rung_in_place_of_a_living_one(make_layer: MakeLayer) -> None:
+    """A loop that was closed with a receive pending does not swallow rings."""
+    layer, other = make_layer(), make_layer()
+    dropped = SteppingLoop()
+    task = dropped.create_task(layer.receive("c"))
+    dropped.settle()
+    dropped.close()
+    loop = SteppingLoop()
+    for number in range(6):
+        receive = loop.create_task(other.receive("c"))
+        loop.settle()
+        drive(layer.send("c", {"n": number}))
+        loop.settle()
+        assert receive.done(), f"message {number}"
+        assert receive.result() == {"n": number}
+    _finish(loop)
+    coroutine: Any = task.get_coro()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    coroutine.close()
+
+
+def _finish(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+def test_a_dropped_loop_takes_its_descriptors_along(make_layer: MakeLayer) -> None:
+    """Neither bell nor door outlives a loop that was closed without a word."""
+    layer = make_layer()
+
+    def use() -> weakref.ref[Any]:
+        loop = SteppingLoop()
+        task = loop.create_task(layer.receive("c"))
+        loop.settle()
+        task.cancel()
+        loop.settle()
+        loop.close()
+        return weakref.ref(loop)
+
+    use()
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        assert use()() is None or gc.collect() >= 0
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+    drive(layer.flush())  # rings every slot there is
+    loop = SteppingLoop()
+    receive = loop.create_task(layer.receive("c"))
+    loop.settle()
+    drive(layer.send("c", {}))
+    loop.settle()
+    assert receive.done()
+    _finish(loop)
+
+
+def test_closing_a_loop_gives_its_slot_back(make_layer: MakeLayer) -> None:
+    """A thousand loops, one after the other, fit into 256 slots, and leave no door."""
+    layer = make_layer()
+
+    async def receive() -> None:
+        await layer.send("c", {})
+        await layer.receive("c")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(layer.receive("c"), 0.0001)
+
+    for _ in range(300):
+        asyncio.run(receive())
+    assert os.listdir(f"/dev/shm/{layer.prefix}-bells") == []
+
+
+def test_a_port_that_lost_its_slot_still_gets_its_messages(make_layer: MakeLayer) -> None:
+    """Doors removed by a cleaner of /dev/shm do not leave their loops deaf for ever."""
+    layer, other = make_layer(), make_layer()
+    loop = SteppingLoop()
+    receive = loop.create_task(layer.receive("c"))
+    loop.settle()
+    directory = f"/dev/shm/{layer.prefix}-bells"
+    for name in os.listdir(directory):
+        os.unlink(os.path.join(directory, name))
+    drive(other.send("c", {"n": 1}))  # finds no door, and takes the loop for dead
+    port = next(iter(layer._ports.values()))
+    asyncio._set_running_loop(loop)
+    port._safety()
+    asyncio._set_running_loop(None)
+    loop.settle()
+    assert receive.done()
+    _finish(loop)
