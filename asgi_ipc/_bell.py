@@ -249,6 +249,7 @@ class Ringer:
             if not self._hear(peer):
                 del self._peers[slot]
                 peer.close()
+                self._remove_door(token)
                 return False
         if peer.fd >= 0:
             ring(peer.fd)
@@ -278,6 +279,7 @@ class Ringer:
             sock.connect(door_path(self._directory, token >> 8))
         except (ConnectionRefusedError, FileNotFoundError):
             sock.close()
+            self._remove_door(token)
             return False
         except OSError:
             # EAGAIN: its backlog is full, so it has rings enough; EACCES and the like: it
@@ -286,6 +288,13 @@ class Ringer:
             return True
         self._peers[slot] = _Peer(sock, token)
         return True
+
+    def _remove_door(self, token: int) -> None:
+        """Tidy up after the dead: a door's name is random and never used again."""
+        try:
+            os.unlink(door_path(self._directory, token >> 8))
+        except OSError:
+            pass  # ENOENT: its owner closed it, or another process was faster
 
     def close(self) -> None:
         """Close every connection."""

@@ -30,6 +30,12 @@ SAFETY_S = 5.0  # how often a loop with waiters looks unasked: the net below los
 _RETRY_S = 0.002
 
 
+class Timer(Protocol):
+    """A call that is due later."""
+
+    def cancel(self) -> None: ...
+
+
 class HostLoop(Protocol):
     """What a port needs of an event loop: asyncio's, or an adapter of another one's."""
 
@@ -37,9 +43,7 @@ class HostLoop(Protocol):
     def remove_reader(self, fd: Any, /) -> object: ...
     def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object: ...
     def call_soon_threadsafe(self, callback: Callable[..., object], /, *args: Any) -> object: ...
-    def call_later(
-        self, delay: float, callback: Callable[..., object], /, *args: Any
-    ) -> asyncio.TimerHandle: ...
+    def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> Timer: ...
     def create_future(self) -> asyncio.Future[Any]: ...
     def is_closed(self) -> bool: ...
     def is_running(self) -> bool: ...
@@ -131,7 +135,7 @@ class Port:
         self._homes: dict[str, int] = {}  # how many waiters wait in each home
         self._ever: set[str] = set()  # process-specific homes this loop has received for
         self._waiter_count = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._look_is_due = False
         make_directory(directory, mode)
         random = secrets.randbits(48) or 1
@@ -159,6 +163,8 @@ class Port:
         except StopIteration:
             pass
         self._finalizer = weakref.finalize(loop, self._fittings.close)
+        if hasattr(loop, "on_close"):  # an adapter, which knows no asynchronous generators
+            loop.on_close(self.close)
 
     @property
     def is_open(self) -> bool:

@@ -13,14 +13,18 @@ import importlib.util
 import os
 import threading
 import time
-from collections.abc import Coroutine, Iterable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._port import HostLoop
 from ._reception import Received
 from .aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY, AsyncIPCChannelLayer
 from .capacity import ChannelCapacity, compile_capacities
 from .exceptions import ChannelFull, InvalidName, MessageTooLarge
 from .names import CHANNEL_NAME, GROUP_NAME, MAX_NAME_LENGTH, check_channel, check_group, home_of
+
+if TYPE_CHECKING:
+    from . import _twisted
 
 __all__ = ["IPCChannelLayer"]
 
@@ -33,10 +37,15 @@ class _BlockingCore(AsyncIPCChannelLayer):
     capacity_per_name = False
 
     async def receive_checked(
-        self, keys: tuple[str, ...], block: bool, deadline: float | None
+        self,
+        keys: tuple[str, ...],
+        block: bool,
+        deadline: float | None,
+        pause: Callable[[float], Awaitable[None]] | None = None,
+        loop: HostLoop | None = None,
     ) -> Received | None:
         """Receive for names that were checked; ``None`` if nothing came."""
-        return await self._reception.receive(keys, block, deadline, self.pause)
+        return await self._reception.receive(keys, block, deadline, pause or self.pause, loop)
 
     async def pause(self, seconds: float) -> None:
         """Sleep when driven by ``_drive``; on an event loop let it run."""
@@ -125,7 +134,7 @@ class IPCChannelLayer:
         Raises:
             InvalidName: (``TypeError``) one of the names.
         """
-        keys = tuple(dict.fromkeys(check_channel(name, receive=True) for name in channels or ()))
+        keys = self._checked(channels)
         got = _drive(self.core.receive_checked(keys, False, None))
         if got is None and block:
             deadline = time.monotonic() + self.block_timeout
@@ -138,11 +147,36 @@ class IPCChannelLayer:
         self, channels: Iterable[str] | None
     ) -> tuple[str, dict[str, Any]] | tuple[None, None]:
         """Wait for a message on the running event loop; see ``AsyncIPCChannelLayer``."""
-        keys = tuple(dict.fromkeys(check_channel(name, receive=True) for name in channels or ()))
+        keys = self._checked(channels)
         got = await self.core.receive_checked(keys, True, None)
         return got or (None, None)
 
     receive_asyncio = receive_async
+
+    def receive_twisted(self, channels: Iterable[str] | None) -> Any:
+        """Return a Deferred of ``(channel, message)``, waiting on the reactor without a poll.
+
+        It waits for ever, and never has fired already; cancel it to stop waiting. To be called
+        on the reactor's thread, whichever thread that is.
+
+        Raises:
+            InvalidName: (``TypeError``) one of the names.
+            ImportError: Twisted is not installed.
+        """
+        from . import _twisted
+
+        keys = self._checked(channels)
+        loop = _twisted.reactor_loop()
+        return _twisted.as_deferred(loop, self._receive_on(loop, keys))
+
+    async def _receive_on(
+        self, loop: _twisted.ReactorLoop, keys: tuple[str, ...]
+    ) -> Received | tuple[None, None]:
+        got = await self.core.receive_checked(keys, True, None, loop.pause, loop)
+        return got or (None, None)
+
+    def _checked(self, channels: Iterable[str] | None) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(check_channel(name, receive=True) for name in channels or ()))
 
     def new_channel(self, pattern: str) -> str:
         """Return an unused single-reader channel: ``reply?`` gives ``reply?<random>``.
