@@ -204,6 +204,10 @@ class Door:
                 pass  # ENOENT: the directory was removed with the segments
 
 
+class _BellLost(Exception):
+    """The kernel had no descriptor left to receive the bell with: ask for it anew."""
+
+
 class _Peer:
     """The ringing side of one connection."""
 
@@ -246,7 +250,13 @@ class Ringer:
         now = time.monotonic()
         if peer.fd < 0 or now - peer.checked_s > _CHECK_EVERY_S:
             peer.checked_s = now
-            if not self._hear(peer):
+            try:
+                lives = self._hear(peer)
+            except _BellLost:
+                del self._peers[slot]
+                peer.close()
+                return self._connect(slot, token)
+            if not lives:
                 del self._peers[slot]
                 peer.close()
                 self._remove_door(token)
@@ -266,6 +276,8 @@ class Ringer:
             if fds:
                 peer.fd = fds[0]
                 os.set_inheritable(peer.fd, False)
+            elif message:
+                raise _BellLost
             return message != b""
         except BlockingIOError:
             return True
@@ -273,7 +285,10 @@ class Ringer:
             return False  # ECONNRESET: it died with our connection unanswered
 
     def _connect(self, slot: int, token: int) -> bool:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError:
+            return True  # EMFILE: it cannot be rung by us now; its safety look finds the message
         sock.setblocking(False)
         try:
             sock.connect(door_path(self._directory, token >> 8))

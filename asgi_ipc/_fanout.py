@@ -17,21 +17,72 @@ from ._records import Records, is_full
 from ._segment import Plan
 from ._slots import Slots
 
-__all__ = ["Envelope", "Fanout"]
+__all__ = ["Drop", "Envelope", "Fanout", "GroupMessage"]
 
-Envelope = tuple[str, int, int]
-"""A home that a group message goes to: its name, the membership version, its members."""
+
+class Envelope(NamedTuple):
+    """Where a group message goes: a home, or an ordinary channel.
+
+    Attributes:
+        name: of the home or the channel.
+        version: the membership it is sent to; 0 for an ordinary channel.
+        members: how many receive it.
+        excluded: names that do not, each with a NUL before it.
+    """
+
+    name: str
+    version: int
+    members: int
+    excluded: bytes = b""
+
+
+class GroupMessage(NamedTuple):
+    """One group message; ``capacity_of`` tells a channel's capacity."""
+
+    group: str
+    body: bytes
+    envelopes: Sequence[Envelope]
+    capacity_of: Callable[[str], int]
+    expiry_ns: int
+
+
+class Drop(NamedTuple):
+    """Group messages that were skipped.
+
+    Attributes:
+        channel: the member, or the process-specific home of several.
+        members: how many did not get it.
+        depth: messages that waited there.
+        capacity: messages it may hold; 0 when it was the memory that was full.
+        cause: ``"channel full"`` or ``"memory full"``.
+    """
+
+    channel: str
+    members: int
+    depth: int
+    capacity: int
+    cause: str
+
 
 _ENVELOPE_FACTOR = 10  # queued messages of one group for one home, in capacities
 _PLAN_ROOM = 400  # a plan of this many words is committed before it grows further
 
 
-class _Targets(NamedTuple):
-    """Where a group message goes: ``(name to carry, record, leaf, version)`` each."""
+class _Target(NamedTuple):
+    name: str
+    members: int
+    record: int
+    leaf: int
+    version: int
+    excluded: bytes
 
-    targets: list[tuple[str, int, int, int]]
+
+class _Targets(NamedTuple):
+    """Where a group message goes, which homes are dead, and what is skipped."""
+
+    targets: list[_Target]
     dead: list[str]
-    skipped: int
+    drops: list[Drop]
 
 
 class Fanout:
@@ -43,22 +94,15 @@ class Fanout:
         self.records = records
         self.slots = slots
 
-    def send(
-        self,
-        group: str,
-        body: bytes,
-        envelopes: Sequence[Envelope],
-        channels: Sequence[str],
-        capacity_of: Callable[[str], int],
-        expiry_ns: int,
-    ) -> tuple[list[str], int]:
+    def send(self, message: GroupMessage) -> tuple[list[str], list[Drop]]:
+        """Plan and commit a group message; see ``MessageStore.send_group``."""
         now = time.monotonic_ns()
         words = self.segment.words
-        members = [*envelopes, *((name, 0, 1) for name in channels)]
+        body = message.body
         for making_room in (True, False):
             # Making room removes idle records, so nothing found before it may be used after.
             try:
-                found = self._find_targets(group, members, capacity_of, must=making_room)
+                found = self._find_targets(message, must=making_room)
                 plan = Plan(words)
                 stored = self.queues.store_body(plan, body, 0) if found.targets else 0
                 break
@@ -68,67 +112,74 @@ class Fanout:
                 if making_room:
                     self.records.make_room(now)
         else:
-            found = found._replace(skipped=found.skipped + len(found.targets), targets=[])
+            found.drops.extend(_out_of_memory(target) for target in found.targets)
+            found.targets.clear()
             plan, stored = Plan(words), 0
-        skipped = found.skipped
-        for name, record, leaf, version in found.targets:
+        for target in found.targets:
             if len(plan) > _PLAN_ROOM and plan[stored + L.BODY_REFS]:
                 self.segment.commit(plan)
                 plan = Plan(words)
             try:
                 self.queues.append_shared(
-                    plan, record, leaf, name, stored, len(body), version, now, now + expiry_ns
+                    plan,
+                    target.record,
+                    target.leaf,
+                    message.group if target.version else "",
+                    stored,
+                    len(body),
+                    target.version,
+                    now,
+                    now + message.expiry_ns,
+                    target.excluded,
                 )
             except (HeapFull, OSError) as exc:  # it planned nothing
                 if not is_full(exc):
                     raise
-                skipped += 1
+                found.drops.append(_out_of_memory(target))
                 continue
             plan[stored + L.BODY_REFS] += 1
-            self.slots.wake(plan, record)
+            self.slots.wake(plan, target.record)
         if stored and not plan[stored + L.BODY_REFS]:
             self.queues.heap.free(plan, stored)
-        if skipped:
-            plan[L.COUNT_DROPPED] += skipped
+        if found.drops:
+            plan[L.COUNT_DROPPED] += sum(drop.members for drop in found.drops)
         if plan:
             self.segment.commit(plan)
-        return found.dead, skipped
+        return found.dead, found.drops
 
-    def _find_targets(
-        self,
-        group: str,
-        members: Sequence[Envelope],
-        capacity_of: Callable[[str], int],
-        *,
-        must: bool,
-    ) -> _Targets:
+    def _find_targets(self, message: GroupMessage, *, must: bool) -> _Targets:
         """Find or make the records a group message goes to.
 
         Args:
             must: raise when a record cannot be made; otherwise skip that member.
         """
         words = self.segment.words
-        found = _Targets([], [], 0)
-        skipped = 0
-        for name, version, count in members:
+        found = _Targets([], [], [])
+        for name, version, members, excluded in message.envelopes:
             record = self.records.find(name) or self.records.make(name, must=must)
-            if (
-                record
-                and words[record + L.CH_LOOP]
-                and not self.slots.is_live(words[record + L.CH_LOOP])
-            ):
+            loop = words[record + L.CH_LOOP] if record else 0
+            if loop and not self.slots.is_live(loop):
                 found.dead.append(name)
                 continue
-            limit = capacity_of(name)
+            limit = message.capacity_of(name)
             leaf = 0
             if record and version:
                 limit *= _ENVELOPE_FACTOR
-                leaf = self.records.find(group, record) or self.records.make(
-                    group, record, must=must
+                leaf = self.records.find(message.group, record) or self.records.make(
+                    message.group, record, must=must
                 )
             counted = leaf if version else record
-            if not counted or words[counted + L.CH_SENT] - words[counted + L.CH_TAKEN] >= limit:
-                skipped += count
+            target = _Target(name, members, record, leaf, version, excluded)
+            if not counted:
+                found.drops.append(_out_of_memory(target))
+                continue
+            depth = words[counted + L.CH_SENT] - words[counted + L.CH_TAKEN]
+            if depth >= limit:
+                found.drops.append(Drop(name, members, depth, limit, "channel full"))
             else:
-                found.targets.append((group if version else "", record, leaf, version))
-        return found._replace(skipped=skipped)
+                found.targets.append(target)
+        return found
+
+
+def _out_of_memory(target: _Target) -> Drop:
+    return Drop(target.name, target.members, 0, 0, "memory full")

@@ -192,9 +192,9 @@ MSG_NEXT = 3
 MSG_DEADLINE = 4
 MSG_SENT = 5
 MSG_LEAF = 6
-MSG_LENGTHS = 7  # flags << 40 | name bytes << 32 | body bytes
+MSG_LENGTHS = 7  # excluded bytes << 48 | flags << 40 | name bytes << 32 | body bytes
 MSG_DATA = 8
-MSG_FLAG_GROUP = 1  # data = BODY extent, group version, then the group's name
+MSG_FLAG_GROUP = 1  # data = BODY extent, group version, the group's name, who is excluded
 MSG_FLAG_SHARED = 2  # data = BODY extent, 0, then the channel's name
 
 BODY_REFS = 3

@@ -26,6 +26,9 @@ _LENGTHS = struct.Struct("<2Q")
 _HEADER_BYTES = 8 * L.MSG_DATA
 _NAME_SHIFT = 32
 _FLAG_SHIFT = 40
+_EXCLUDED_SHIFT = 48
+EXCLUDED_LIMIT = 65535
+"""Bytes of excluded names, with a separator each, that one envelope can carry."""
 
 
 class Popped(NamedTuple):
@@ -38,7 +41,8 @@ class Popped(NamedTuple):
         leaf_ident: that record's ident.
         group_version: the membership a group envelope was sent to; 0 for other messages.
         deadline_ns: when it expires, ``CLOCK_MONOTONIC``.
-        members: whom a group envelope is for.
+        excluded: members whom a group envelope is not for.
+        members: whom it is for.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Popped(NamedTuple):
     leaf_ident: int
     group_version: int
     deadline_ns: int
+    excluded: Sequence[str] = ()
     members: Sequence[str] = ()
 
 
@@ -145,16 +150,28 @@ class Queues:
         group_version: int,
         now_ns: int,
         deadline_ns: int,
+        excluded: bytes = b"",
     ) -> None:
-        """Plan a message that refers to a stored body: a group envelope if it has a version."""
+        """Plan a message that refers to a stored body: a group envelope if it has a version.
+
+        Args:
+            excluded: names that the envelope is not for, each with a NUL before it.
+        """
         name_bytes = len(name)
-        extent = self.heap.allocate(plan, _HEADER_BYTES + 16 + name_bytes, L.EXTENT_MESSAGE)
+        tail = name.encode("ascii") + excluded
+        extent = self.heap.allocate(plan, _HEADER_BYTES + 16 + len(tail), L.EXTENT_MESSAGE)
         start = 8 * (extent + L.DATA)
         flag = L.MSG_FLAG_GROUP if group_version else L.MSG_FLAG_SHARED
-        lengths = flag << _FLAG_SHIFT | name_bytes << _NAME_SHIFT | body_bytes
-        data = _MESSAGE_SHARED.pack(
-            0, deadline_ns, now_ns, leaf, lengths, body_extent, group_version
-        ) + name.encode("ascii")
+        lengths = (
+            len(excluded) << _EXCLUDED_SHIFT
+            | flag << _FLAG_SHIFT
+            | name_bytes << _NAME_SHIFT
+            | body_bytes
+        )
+        data = (
+            _MESSAGE_SHARED.pack(0, deadline_ns, now_ns, leaf, lengths, body_extent, group_version)
+            + tail
+        )
         self.segment.memory[start : start + len(data)] = data
         self._link(plan, home, leaf, extent)
 
@@ -196,7 +213,7 @@ class Queues:
         """Whether the head of a queue that is not empty is a group envelope."""
         extent = self.heap.check(plan[home + L.CH_HEAD])
         lengths: int = self.segment.words[extent + L.MSG_LENGTHS]
-        return lengths >> _FLAG_SHIFT == L.MSG_FLAG_GROUP
+        return lengths >> _FLAG_SHIFT & 0xFF == L.MSG_FLAG_GROUP
 
     def pop(self, plan: Plan, home: int, home_name: str) -> Popped:
         """Plan the removal of the head of a queue that is not empty, and read it."""
@@ -209,10 +226,12 @@ class Queues:
         header = words[extent]
         body_bytes = lengths & 0xFFFFFFFF
         name_bytes = lengths >> _NAME_SHIFT & 0xFF
-        flag = lengths >> _FLAG_SHIFT
+        flag = lengths >> _FLAG_SHIFT & 0xFF
+        excluded_bytes = lengths >> _EXCLUDED_SHIFT
         held = (header & L.SIZE_MASK) * L.GRANULE_BYTES - _HEADER_BYTES
         start = 8 * (extent + L.MSG_DATA)
         version = 0
+        excluded: Sequence[str] = ()
         if not flag:
             if header >> L.KIND_SHIFT != L.EXTENT_MESSAGE or name_bytes + body_bytes > held:
                 raise self._bad_message(extent)
@@ -220,7 +239,10 @@ class Queues:
             start += name_bytes
             body = memory[start : start + body_bytes]
         else:
-            if header >> L.KIND_SHIFT != L.EXTENT_MESSAGE or name_bytes + 16 > held:
+            if (
+                header >> L.KIND_SHIFT != L.EXTENT_MESSAGE
+                or name_bytes + excluded_bytes + 16 > held
+            ):
                 raise self._bad_message(extent)
             stored = self.heap.check(words[extent + L.MSG_DATA])
             version = words[extent + L.MSG_DATA + 1]
@@ -230,13 +252,17 @@ class Queues:
                 or body_bytes > (words[stored] & L.SIZE_MASK) * L.GRANULE_BYTES - 8 * L.BODY_DATA
             ):
                 raise self._bad_message(extent)
-            name = memory[start + 16 : start + 16 + name_bytes].decode("ascii") or home_name
+            start += 16
+            name = memory[start : start + name_bytes].decode("ascii") or home_name
+            if excluded_bytes:
+                start += name_bytes
+                excluded = memory[start : start + excluded_bytes].decode("ascii").split("\0")[1:]
             start = 8 * (stored + L.BODY_DATA)
             body = memory[start : start + body_bytes]
         self._unlink_head(plan, home, extent)
         self._free_message(plan, extent)
         ident = words[self.heap.check(leaf) + L.IDENT] if leaf else 0
-        return Popped(name, body, leaf, ident, version, deadline_ns)
+        return Popped(name, body, leaf, ident, version, deadline_ns, excluded)
 
     def _unlink_head(self, plan: Plan, home: int, extent: int) -> None:
         taken = plan[home + L.CH_TAKEN] + 1

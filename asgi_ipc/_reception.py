@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from . import _codec
+from ._fanout import Drop
 from ._inbox import Entry, Inboxes
 from ._port import HostLoop, Port, Waiter
 from ._queues import Popped
@@ -40,13 +41,13 @@ class Reception:
     site: Site
 
     def __init__(
-        self, capacity_of: Callable[[str], int], on_drop: Callable[[str, int], None]
+        self, capacity_of: Callable[[str], int], on_drop: Callable[[Sequence[Drop]], None]
     ) -> None:
         """Start with nothing taken.
 
         Args:
             capacity_of: how many messages a full name may have in its inbox.
-            on_drop: told what group messages found no room there, and how many.
+            on_drop: told which group messages found no room there.
         """
         self._capacity_of = capacity_of
         self._on_drop = on_drop
@@ -279,7 +280,7 @@ class Reception:
     def _deliver(self, home: str, messages: Sequence[Popped]) -> None:
         """Put drained messages where their readers look, and wake those."""
         names: list[str] = []
-        skipped = 0
+        drops: list[Drop] = []
         with self.site.mutex:
             self._check_inbox_epoch()
             for message in messages:
@@ -296,8 +297,9 @@ class Reception:
                     names.append(message.name)
                     continue
                 for name in message.members:
-                    if self._inboxes.depth(name) >= self._capacity_of(name):
-                        skipped += 1
+                    depth, capacity = self._inboxes.depth(name), self._capacity_of(name)
+                    if depth >= capacity:
+                        drops.append(Drop(name, 1, depth, capacity, "channel full"))
                         continue
                     self._inboxes.put(Entry(home, name, message.body, message.deadline_ns, 0, 0))
                     names.append(name)
@@ -307,9 +309,9 @@ class Reception:
                     one.wake(name)
             if one.has_waiter(home):
                 one.wake(home)
-        if skipped:
-            self._pay(skipped)
-            self._on_drop("group messages", skipped)
+        if drops:
+            self._pay(len(drops))
+            self._on_drop(drops)
 
     def _owe(self, leaf: int, ident: int) -> None:
         """Note that a message left an inbox; its leaf is told soon, with others.

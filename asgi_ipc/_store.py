@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from . import _fast
 from . import _layout as L
-from ._fanout import Envelope, Fanout
+from ._fanout import Drop, Fanout, GroupMessage
 from ._heap import HeapFull
 from ._queues import Popped
 from ._records import DROPS, Records, is_full
@@ -21,7 +21,7 @@ from ._slots import Ring, Slots
 from ._statistics import Counts, Statistics
 from .exceptions import ChannelFull
 
-__all__ = ["NOTHING", "MembersAt", "MessageStore", "Taken"]
+__all__ = ["MANY", "NOTHING", "Letter", "MembersAt", "MessageStore", "Taken"]
 
 MembersAt = Callable[[str, str, int], Sequence[str]]
 """``members_at(group, home, version)``: whom an envelope is for."""
@@ -32,6 +32,21 @@ _GROWTH_BUCKETS = 64  # a send that makes a record looks at more than it makes
 _GROWTH_RECORDS = 3
 _PLAN_ROOM = 400  # a plan of this many words is committed before it grows further
 _BATCH_BYTES = 1 << 20
+
+
+MANY = 40
+"""Messages that surely fit one transaction (about 10 words each, of a log of 512)."""
+
+
+class Letter(NamedTuple):
+    """One message of a batch; the arguments of ``MessageStore.send``."""
+
+    name: str
+    home: str
+    body: bytes
+    capacity: int
+    expiry_ns: int
+    by_name: bool
 
 
 class Taken(NamedTuple):
@@ -164,13 +179,7 @@ class MessageStore:
             if leaf and words[leaf + L.LEAF_DEADLINE] <= now:
                 depth = 0  # whatever it still counts has expired in some inbox
             if depth >= capacity:
-                self.segment.commit({counted + L.CH_FULL: words[counted + L.CH_FULL] + 1})
-                raise ChannelFull(
-                    f"channel {name!r} is full: {depth} of {capacity} messages",
-                    channel=name,
-                    depth=depth,
-                    capacity=capacity,
-                )
+                raise self._channel_full(name, counted, depth, capacity)
             plan = Plan(words)
         self.queues.append(plan, record, leaf, own_name, body, now, deadline)
         self.slots.wake(plan, record)
@@ -193,34 +202,66 @@ class MessageStore:
                 depth: int = words[counted + L.CH_SENT] - words[counted + L.CH_TAKEN]
                 return depth
 
-    def send_group(
-        self,
-        group: str,
-        body: bytes,
-        envelopes: Sequence[Envelope],
-        channels: Sequence[str],
-        capacity_of: Callable[[str], int],
-        expiry_ns: int,
-    ) -> tuple[list[str], int]:
+    def send_many(self, letters: Sequence[Letter]) -> None:
+        """Queue several messages in one transaction: all or none, up to ``MANY`` of them.
+
+        Raises:
+            ChannelFull: one of them has no room; none was queued.
+        """
+        self.segment.transact(self._send_many, letters)
+
+    def _send_many(self, letters: Sequence[Letter]) -> None:
+        now = time.monotonic_ns()
+        for making_room in (True, False):
+            try:
+                plan = self._plan_many(letters, now)
+                break
+            except (HeapFull, OSError) as exc:
+                if not is_full(exc):
+                    raise
+                if not making_room:
+                    largest = max(letters, key=lambda letter: len(letter.body))
+                    raise self._memory_full(largest.name, len(largest.body), exc) from exc
+                self.records.make_room(now)
+        self.segment.commit(plan)
+        self._afterwards(now, True)
+
+    def _plan_many(self, letters: Sequence[Letter], now: int) -> Plan:
+        found = []
+        for name, home, _, _, _, by_name in letters:
+            record = self.records.find(home) or self.records.make(home, must=True)
+            leaf = 0
+            if by_name and name != home:
+                leaf = self.records.find(name, record) or self.records.make(name, record, must=True)
+            found.append((record, leaf))
+        plan = Plan(self.segment.words)
+        for (name, home, body, capacity, expiry_ns, _), (record, leaf) in zip(
+            letters, found, strict=True
+        ):
+            counted = leaf or record
+            if plan[counted + L.CH_SENT] - plan[counted + L.CH_TAKEN] >= capacity:
+                # What is here is planned only: dropping what has expired may commit.
+                depth = self._drop_for_room(record, counted, now)
+                planned = plan[counted + L.CH_SENT] - self.segment.words[counted + L.CH_SENT]
+                if depth + planned >= capacity or planned:
+                    raise self._channel_full(name, counted, depth + planned, capacity)
+                return self._plan_many(letters, now)
+            own_name = "" if name == home else name
+            self.queues.append(plan, record, leaf, own_name, body, now, now + expiry_ns)
+        for record in dict.fromkeys(record for record, _ in found):
+            self.slots.wake(plan, record)
+        return plan
+
+    def send_group(self, message: GroupMessage) -> tuple[list[str], list[Drop]]:
         """Queue one group message: an envelope for each home, a message for each channel.
 
         Returns:
-            Homes whose process has died, and how many members were skipped.
+            Homes whose process has died, and what was skipped because it is full.
         """
-        return self.segment.transact(
-            self._send_group, group, body, envelopes, channels, capacity_of, expiry_ns
-        )
+        return self.segment.transact(self._send_group, message)
 
-    def _send_group(
-        self,
-        group: str,
-        body: bytes,
-        envelopes: Sequence[Envelope],
-        channels: Sequence[str],
-        capacity_of: Callable[[str], int],
-        expiry_ns: int,
-    ) -> tuple[list[str], int]:
-        result = self._fanout.send(group, body, envelopes, channels, capacity_of, expiry_ns)
+    def _send_group(self, message: GroupMessage) -> tuple[list[str], list[Drop]]:
+        result = self._fanout.send(message)
         self._afterwards(time.monotonic_ns(), False)
         return result
 
@@ -247,6 +288,16 @@ class MessageStore:
     def _reap_and_sweep(self) -> None:
         self.slots.reap_dead()
         self.records.sweep(time.monotonic_ns(), _SWEEP_BUCKETS)
+
+    def _channel_full(self, name: str, counted: int, depth: int, capacity: int) -> ChannelFull:
+        word = counted + L.CH_FULL
+        self.segment.commit({word: self.segment.words[word] + 1})
+        return ChannelFull(
+            f"channel {name!r} is full: {depth} of {capacity} messages",
+            channel=name,
+            depth=depth,
+            capacity=capacity,
+        )
 
     def _memory_full(self, name: str, body_bytes: int, cause: Exception) -> ChannelFull:
         words = self.segment.words
@@ -376,6 +427,8 @@ class MessageStore:
             if version:
                 plan[leaf + L.CH_TAKEN] += 1
                 members = self._members_at(message.name, home, version)
+                if message.excluded:
+                    members = [name for name in members if name not in message.excluded]
                 return [message._replace(leaf=0, members=members)]
             if leaf and message.name in wanted and message.name not in seen:
                 plan[leaf + L.CH_TAKEN] += 1

@@ -21,9 +21,15 @@ from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
 from . import _codec, exceptions
 from . import _layout as L
+from ._blocking import pause
+from ._fanout import Drop, Envelope, GroupMessage
+from ._membership import Snapshot
+from ._queues import EXCLUDED_LIMIT
 from ._reception import Reception
 from ._segment import LockBusy
 from ._site import Site
+from ._store import MANY, Letter
+from ._twin import SyncTwin
 from .capacity import ChannelCapacity, check_capacity, compile_capacities
 from .exceptions import ChannelFull, InvalidName, MessageTooLarge
 from .names import check_channel, check_group, home_of
@@ -70,6 +76,7 @@ class AsyncIPCChannelLayer:
         mode: int = 0o600,
         lock_timeout: float = 10.0,
         block_timeout: float | None = None,
+        on_drop: Callable[[Drop], None] | None = None,
     ) -> None:
         """Attach to the segments of ``prefix``; create them if there are none.
 
@@ -87,6 +94,7 @@ class AsyncIPCChannelLayer:
             lock_timeout: seconds to wait for a lock before ``StoreLocked``.
             block_timeout: seconds after which a blocking ``receive_async`` returns
                 ``(None, None)``; ``None``: never.
+            on_drop: called with a ``Drop`` for group messages that found a full channel.
 
         Raises:
             SegmentError: see ``exceptions``; each names what is wrong and the remedy.
@@ -123,9 +131,12 @@ class AsyncIPCChannelLayer:
             weakref.WeakKeyDictionary()
         )
         self._process_part = _random(12)
-        self._warned: dict[str, tuple[float, int]] = {}
+        self._on_drop = on_drop
+        self._warn_at = 0.0
+        self._unreported = 0
+        self._twin: SyncTwin | None = None
         self._rates: dict[str | None, tuple[float, dict[str, int]]] = {}
-        self._reception = Reception(self.known_capacity, self._warn_dropped)
+        self._reception = Reception(self.known_capacity, self._report_drops)
         self._site = self._reception.site = Site(
             prefix,
             message_memory=self.message_memory,
@@ -179,7 +190,14 @@ class AsyncIPCChannelLayer:
 
     async def pause(self, seconds: float) -> None:
         """Let others run for a while."""
-        await asyncio.sleep(seconds)
+        await pause(seconds)
+
+    @property
+    def sync(self) -> SyncTwin:
+        """The same operations as blocking calls, for code without an event loop."""
+        if self._twin is None:
+            self._twin = SyncTwin(self)
+        return self._twin
 
     async def _run(self, operation: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run an operation of a store, waiting while its lock is busy."""
@@ -192,11 +210,16 @@ class AsyncIPCChannelLayer:
 
     # -- sending -------------------------------------------------------------------------
 
-    async def send(self, channel: str, message: dict[str, Any]) -> None:
+    async def send(
+        self, channel: str, message: dict[str, Any], *, expiry: float | None = None
+    ) -> None:
         """Queue a message; it is neither kept nor changed.
 
         Suspends only while another process holds the lock for milliseconds. When cancelled
         then, nothing was sent.
+
+        Args:
+            expiry: seconds until it is dropped unread, if not the layer's.
 
         Raises:
             ChannelFull: the channel has ``capacity`` messages, or the memory is full.
@@ -215,20 +238,46 @@ class AsyncIPCChannelLayer:
             raise self._too_large(len(body))
         if time.monotonic_ns() > site.watch_at_ns:
             site.watch()
+        expiry_ns = self._expiry_ns if expiry is None else _nanoseconds(expiry, "expiry")
         send = site.messages.send
         try:
-            send(name, home, body, capacity, self._expiry_ns, self.capacity_per_name)
+            send(name, home, body, capacity, expiry_ns, self.capacity_per_name)
         except LockBusy:
-            await self._run(
-                send, name, home, body, capacity, self._expiry_ns, self.capacity_per_name
-            )
+            await self._run(send, name, home, body, capacity, expiry_ns, self.capacity_per_name)
+
+    async def send_many(
+        self, messages: Iterable[tuple[str, dict[str, Any]]], *, expiry: float | None = None
+    ) -> None:
+        """Queue several messages, given as ``(channel, message)``, in order.
+
+        Up to 40 go in one transaction: all of them or none. More go in slices of 40.
+
+        Raises:
+            ChannelFull: one has no room. Nothing of its slice was sent, what came before was.
+            MessageTooLarge, InvalidName, InvalidMessage, UnserialisableValue, StoreLocked: as
+                ``send``; nothing was sent.
+        """
+        expiry_ns = self._expiry_ns if expiry is None else _nanoseconds(expiry, "expiry")
+        letters = []
+        for channel, message in messages:
+            name, home, capacity = self._names.get(channel) or self._learn(channel)
+            body = _codec.encode(message)
+            if len(body) > self._site.most_bytes:
+                raise self._too_large(len(body))
+            letters.append(Letter(name, home, body, capacity, expiry_ns, self.capacity_per_name))
+        for first in range(0, len(letters), MANY):
+            await self._run(self._site.messages.send_many, letters[first : first + MANY])
+
+    def check_name(self, channel: object) -> str:
+        """Return a channel's name if it is valid, or raise ``InvalidName``."""
+        return check_channel(channel)
 
     def _learn(self, channel: str) -> tuple[str, str, int]:
         """Check a channel's name once; remember it, its home and its capacity.
 
         The home of an ordinary channel is the same object as its name.
         """
-        name = str(check_channel(channel))
+        name = str(self.check_name(channel))
         home = home_of(name)
         counted = name if self.capacity_per_name else home
         if len(self._names) >= _NAME_CACHE:
@@ -298,6 +347,20 @@ class AsyncIPCChannelLayer:
         assert got is not None
         return got[1]
 
+    async def receive_within(self, channel: str, deadline: float | None) -> dict[str, Any] | None:
+        """Return the next message of one channel, ``None`` if none came in time.
+
+        Args:
+            deadline: ``time.monotonic()`` to wait until; ``None``: for ever.
+
+        Raises:
+            InvalidName: (``TypeError``) the name.
+            LayerClosed: the layer was closed while this was waiting.
+        """
+        name, _, _ = self._names.get(channel) or self._learn(channel)
+        got = await self._reception.receive((name,), True, deadline, self.pause)
+        return None if got is None else got[1]
+
     def _checked(self, channels: Iterable[str] | None) -> tuple[str, ...]:
         names = self._names
         return tuple(
@@ -321,7 +384,7 @@ class AsyncIPCChannelLayer:
             InvalidName: (``TypeError``) the prefix makes no valid name.
         """
         if isinstance(prefix, str) and prefix.endswith("?"):
-            return check_channel(prefix + _random(12))
+            return self.check_name(prefix + _random(12))
         if isinstance(prefix, str) and ("!" in prefix or "?" in prefix):
             raise InvalidName(f"new_channel() takes 'name' or 'name?', not {prefix!r}")
         loop = asyncio._get_running_loop()
@@ -329,7 +392,7 @@ class AsyncIPCChannelLayer:
         if loop is not None:
             part = self._process_parts.setdefault(loop, "") or _random(12)
             self._process_parts[loop] = part
-        return check_channel(f"{prefix}.{part}!{_random(12)}")
+        return self.check_name(f"{prefix}.{part}!{_random(12)}")
 
     # -- groups --------------------------------------------------------------------------
 
@@ -351,7 +414,7 @@ class AsyncIPCChannelLayer:
             InvalidName: (``TypeError``) either name.
         """
         check_group(group)
-        check_channel(channel)
+        self.check_name(channel)
         await self._run(self._discard, group, channel)
 
     def _discard(self, group: str, channel: str) -> None:
@@ -360,10 +423,21 @@ class AsyncIPCChannelLayer:
         pending = channel != home and self._site.messages.depth(home)
         self._site.groups.discard(group, home, channel, self._expiry_ns if pending else 0)
 
-    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+    async def group_send(
+        self,
+        group: str,
+        message: dict[str, Any],
+        *,
+        exclude: Iterable[str] = (),
+        expiry: float | None = None,
+    ) -> None:
         """Send to every member; members whose channel is full are skipped and counted.
 
         The message is stored once, with one envelope for each process-specific home.
+
+        Args:
+            exclude: members that do not get it (the sender's own channel, say).
+            expiry: seconds until it is dropped unread, if not the layer's.
 
         Raises:
             InvalidName, InvalidMessage, UnserialisableValue, MessageTooLarge, StoreLocked:
@@ -379,22 +453,42 @@ class AsyncIPCChannelLayer:
         if time.monotonic_ns() > site.watch_at_ns:
             site.watch()
         snapshot = await self._run(site.groups.snapshot, group)
-        if not snapshot.homes and not snapshot.channels:
+        envelopes = self._envelopes(snapshot, exclude)
+        if not envelopes:
             return
-        dead, skipped = await self._run(
+        expiry_ns = self._expiry_ns if expiry is None else _nanoseconds(expiry, "expiry")
+        dead, drops = await self._run(
             site.messages.send_group,
-            group,
-            body,
-            [(home, snapshot.version, members) for home, members in snapshot.homes],
-            snapshot.channels,
-            self.known_capacity,
-            self._expiry_ns,
+            GroupMessage(group, body, envelopes, self.known_capacity, expiry_ns),
         )
         for home in dead:
             while await self._run(site.groups.drop_home, group, home):
                 pass
-        if skipped:
-            self._warn_dropped(f"members of group {group!r}", skipped)
+        if drops:
+            self._report_drops(drops)
+
+    def _envelopes(self, snapshot: Snapshot, exclude: Iterable[str]) -> list[Envelope]:
+        excluded: dict[str, list[str]] = {}
+        for name in exclude:
+            excluded.setdefault(home_of(self.check_name(name)), []).append(name)
+        if not excluded:
+            return [
+                *(Envelope(home, snapshot.version, count) for home, count in snapshot.homes),
+                *(Envelope(channel, 0, 1) for channel in snapshot.channels),
+            ]
+        envelopes = []
+        for home, count in snapshot.homes:
+            without = "".join("\0" + name for name in excluded.get(home, ())).encode("ascii")
+            if len(without) > EXCLUDED_LIMIT:
+                raise ValueError(
+                    f"exclude names {len(excluded[home])} channels of {home!r}, {len(without)} "
+                    f"bytes, and at most {EXCLUDED_LIMIT} bytes fit: use a group of its own"
+                )
+            envelopes.append(Envelope(home, snapshot.version, count, without))
+        envelopes += [
+            Envelope(channel, 0, 1) for channel in snapshot.channels if channel not in excluded
+        ]
+        return envelopes
 
     send_group = group_send
 
@@ -407,21 +501,34 @@ class AsyncIPCChannelLayer:
         check_group(group)
         return await self._run(self._site.groups.channels, group)
 
-    def _warn_dropped(self, what: str, count: int) -> None:
-        """Log drops at most once in ``_WARN_EVERY_S`` seconds for each kind, added up."""
+    async def group_count(self, group: str) -> int:
+        """Return how many members a group has.
+
+        Raises:
+            InvalidName: (``TypeError``) the name.
+        """
+        return len(await self.group_channels(group))
+
+    def _report_drops(self, drops: Sequence[Drop]) -> None:
+        """Tell the callback of every drop, and the log at most once in ``_WARN_EVERY_S``."""
+        if self._on_drop is not None:
+            for drop in drops:
+                self._on_drop(drop)
+        self._unreported += sum(drop.members for drop in drops)
         now = time.monotonic()
-        last, held_back = self._warned.get(what, (-_WARN_EVERY_S, 0))
-        if now - last < _WARN_EVERY_S:
-            self._warned[what] = (last, held_back + count)
+        if now < self._warn_at:
             return
-        if len(self._warned) > 1000:
-            self._warned.clear()
-        self._warned[what] = (now, 0)
+        self._warn_at = now + _WARN_EVERY_S
+        count, self._unreported = self._unreported, 0
+        last = drops[-1]
         logger.warning(
-            "%d %s skipped: their channels (capacity %d by default) or the memory are full",
-            count + held_back,
-            what,
-            self.capacity,
+            "%d group messages skipped since the last such line; the latest: %s, %r with %d of %d "
+            "messages",
+            count,
+            last.cause,
+            last.channel,
+            last.depth,
+            last.capacity,
         )
 
     # -- everything ----------------------------------------------------------------------
@@ -454,7 +561,7 @@ class AsyncIPCChannelLayer:
         Raises:
             InvalidName: (``TypeError``) the name.
         """
-        check_channel(channel)
+        self.check_name(channel)
         counts = await self._run(self._site.messages.channel_statistics, channel, home_of(channel))
         return self._rated(channel, counts)
 
@@ -492,3 +599,7 @@ def _positive(seconds: float, what: str) -> float:
 
 def _random(length: int) -> str:
     return "".join(secrets.choice(_RANDOM_ALPHABET) for _ in range(length))
+
+
+def _nanoseconds(seconds: float, what: str) -> int:
+    return int(_positive(seconds, what) * 1_000_000_000)

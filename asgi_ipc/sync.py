@@ -8,14 +8,12 @@ once.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
-import os
-import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
+from ._blocking import PrivateLoops, drive
 from ._port import HostLoop
 from ._reception import Received
 from .aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY, AsyncIPCChannelLayer
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from . import _twisted
 
 __all__ = ["IPCChannelLayer"]
-
-R = TypeVar("R")
 
 
 class _BlockingCore(AsyncIPCChannelLayer):
@@ -46,13 +42,6 @@ class _BlockingCore(AsyncIPCChannelLayer):
     ) -> Received | None:
         """Receive for names that were checked; ``None`` if nothing came."""
         return await self._reception.receive(keys, block, deadline, pause or self.pause, loop)
-
-    async def pause(self, seconds: float) -> None:
-        """Sleep when driven by ``_drive``; on an event loop let it run."""
-        if _driver.is_driving:
-            time.sleep(seconds)
-        else:
-            await super().pause(seconds)
 
 
 class IPCChannelLayer:
@@ -110,7 +99,7 @@ class IPCChannelLayer:
         self.extensions = [*self.core.extensions]
         if importlib.util.find_spec("twisted") is not None:
             self.extensions.append("twisted")
-        self._threads = threading.local()
+        self._loops = PrivateLoops()
 
     # -- messages ------------------------------------------------------------------------
 
@@ -119,7 +108,7 @@ class IPCChannelLayer:
 
         Does not block, but for a lock that another process holds (``lock_timeout``).
         """
-        _drive(self.core.send(channel, message))
+        drive(self.core.send(channel, message))
 
     def receive(
         self, channels: Iterable[str] | None, block: bool = False
@@ -135,10 +124,10 @@ class IPCChannelLayer:
             InvalidName: (``TypeError``) one of the names.
         """
         keys = self._checked(channels)
-        got = _drive(self.core.receive_checked(keys, False, None))
+        got = drive(self.core.receive_checked(keys, False, None))
         if got is None and block:
             deadline = time.monotonic() + self.block_timeout
-            got = self._private_loop().run(self.core.receive_checked(keys, True, deadline))
+            got = self._loops.run(self.core.receive_checked(keys, True, deadline))
         return got or (None, None)
 
     receive_many = receive
@@ -189,46 +178,46 @@ class IPCChannelLayer:
                 f"new_channel() takes a pattern that ends in '?', not {pattern!r}: "
                 "process-specific names are made by the process itself"
             )
-        return _drive(self.core.new_channel(pattern))
+        return drive(self.core.new_channel(pattern))
 
     # -- groups --------------------------------------------------------------------------
 
     def group_add(self, group: str, channel: str) -> None:
         """Make a channel a member, or renew its membership."""
-        _drive(self.core.group_add(group, channel))
+        drive(self.core.group_add(group, channel))
 
     def group_discard(self, group: str, channel: str) -> None:
         """End a membership; a channel that is no member is fine."""
-        _drive(self.core.group_discard(group, channel))
+        drive(self.core.group_discard(group, channel))
 
     def send_group(self, group: str, message: dict[str, Any]) -> None:
         """Send to every member; those whose channel is full are skipped."""
-        _drive(self.core.group_send(group, message))
+        drive(self.core.group_send(group, message))
 
     group_send = send_group
 
     def group_channels(self, group: str) -> list[str]:
         """Return the members of a group; a snapshot."""
-        return _drive(self.core.group_channels(group))
+        return drive(self.core.group_channels(group))
 
     # -- everything ----------------------------------------------------------------------
 
     def flush(self) -> None:
         """Drop every message and every group, for every process."""
-        _drive(self.core.flush())
+        drive(self.core.flush())
 
     def global_statistics(self) -> dict[str, float]:
         """Return counts over all channels; see ``AsyncIPCChannelLayer``."""
-        return _drive(self.core.global_statistics())
+        return drive(self.core.global_statistics())
 
     def channel_statistics(self, channel: str) -> dict[str, float]:
         """Return the counts of one channel; see ``AsyncIPCChannelLayer``."""
-        return _drive(self.core.channel_statistics(channel))
+        return drive(self.core.channel_statistics(channel))
 
     def close(self) -> None:
         """Detach; the messages stay, and the layer attaches again when it is next used."""
         self.core.close_now()
-        self._threads = threading.local()
+        self._loops.close()
 
     def unlink(self) -> None:
         """Remove the segments and sockets of this prefix from the machine, and detach."""
@@ -275,97 +264,3 @@ class IPCChannelLayer:
     def __repr__(self) -> str:
         """Name the site."""
         return f"{type(self).__name__}(prefix={self.prefix!r})"
-
-    def _private_loop(self) -> _PrivateLoop:
-        private: _PrivateLoop | None = getattr(self._threads, "loop", None)
-        if private is None or not private.is_usable():
-            private = self._threads.loop = _PrivateLoop()
-        return private
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """A loop that a forked child leaves alone.
-
-    The child shares the parent's epoll instance: closing the loop there, or letting it be
-    finalised, would take the parent's own descriptors out of it.
-    """
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        super().__init__()
-
-    def close(self) -> None:
-        if os.getpid() == self.pid:
-            super().close()
-
-    def __del__(self) -> None:
-        if os.getpid() == self.pid:
-            super().__del__()
-
-
-class _PrivateLoop:
-    """An event loop for one thread's blocking receives; it goes with the thread."""
-
-    def __init__(self) -> None:
-        self._loop = _Loop()
-        self._broken = False
-
-    def is_usable(self) -> bool:
-        return not self._broken and not self._loop.is_closed() and self._loop.pid == os.getpid()
-
-    def run(self, receive: Coroutine[Any, Any, R]) -> R:
-        # Somebody may block a thread whose own event loop is running (the original allowed
-        # it): asyncio refuses to nest loops, unless it does not see the outer one.
-        outer = asyncio._get_running_loop()
-        asyncio._set_running_loop(None)
-        task = self._loop.create_task(receive)
-        try:
-            return self._loop.run_until_complete(task)
-        except BaseException:
-            # A signal handler raised in the middle of the loop: leave nothing of it.
-            self._broken = True
-            try:
-                if not task.done():
-                    task.cancel()
-                    self._loop.run_until_complete(asyncio.wait([task]))
-            finally:
-                self.close()
-            raise
-        finally:
-            asyncio._set_running_loop(outer)
-
-    def close(self) -> None:
-        if self._loop.is_closed() or self._loop.is_running():
-            return
-        if self._loop.pid == os.getpid():
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
-
-    def __del__(self) -> None:
-        outer = asyncio._get_running_loop()
-        asyncio._set_running_loop(None)
-        try:
-            self.close()
-        finally:
-            asyncio._set_running_loop(outer)
-
-
-class _Driver(threading.local):
-    is_driving = False
-
-
-_driver = _Driver()
-
-
-def _drive(operation: Coroutine[Any, Any, R]) -> R:
-    """Run a coroutine that does not suspend: one step, no event loop."""
-    _driver.is_driving = True
-    try:
-        operation.send(None)
-    except StopIteration as done:
-        result: R = done.value
-        return result
-    finally:
-        _driver.is_driving = False
-    operation.close()
-    raise AssertionError("an operation of the core suspended in the blocking face")
