@@ -99,6 +99,11 @@ class Heap:
     def free(self, plan: Plan, extent: int) -> None:
         """Give an extent back."""
         header = plan[self.check(extent)]
+        if not L.EXTENT_FREE < header >> L.KIND_SHIFT < L.EXTENT_END:
+            raise SegmentCorrupt(
+                f"segment {self._segment.name} is damaged (word {extent} freed twice): stop "
+                "every process that uses it, unlink it and start again"
+            )
         index = L.size_class(header & L.SIZE_MASK)
         if index < L.QUICK_CLASSES:
             quick = L.QUICK + index
@@ -202,12 +207,14 @@ class Heap:
         next_header = plan[following]
         if next_header >> L.KIND_SHIFT == L.EXTENT_FREE:
             self._unlist(plan, following, next_header & L.SIZE_MASK)
+            _absorb(plan, following)
             size += next_header & L.SIZE_MASK
         if before:
             previous = self.check(extent - _W * before)
             previous_header = plan[previous]
             if previous_header >> L.KIND_SHIFT == L.EXTENT_FREE:
                 self._unlist(plan, previous, before)
+                _absorb(plan, extent)
                 extent = previous
                 size += before
                 before = previous_header >> L.PREVIOUS_SHIFT & L.SIZE_MASK
@@ -263,3 +270,13 @@ class Heap:
         plan[L.HEAP_END] = new_end
         self._merge(plan, end)
         return last if last_is_free else end
+
+
+def _absorb(plan: Plan, extent: int) -> None:
+    """Take back what is planned for the header and the links of an extent that is no more.
+
+    They are in the middle of another one now: were that allocated in the same plan and
+    filled, the commit would write them over its content.
+    """
+    for word in (extent, extent + L.FREE_NEXT, extent + L.FREE_PREVIOUS):
+        plan.pop(word, None)

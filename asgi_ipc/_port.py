@@ -14,7 +14,7 @@ import asyncio
 import logging
 import secrets
 import weakref
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from ._bell import Bell, Door, Ringer, make_directory, new_bell, ring
@@ -85,12 +85,16 @@ class Waiter:
 
     def wake(self) -> bool:
         """Wake it; whether it was asleep."""
+        self.was_woken = True
         future = self.future
         if future is None or future.done():
-            return False  # not asleep: it looks by itself before it sleeps
-        self.was_woken = True
+            return False  # not asleep: it looks by itself before it sleeps, or is cancelled
         future.set_result(None)
         return True
+
+    def will_look(self) -> bool:
+        """Whether it is awake and not cancelled."""
+        return self.future is None or (self.future.done() and not self.future.cancelled())
 
 
 class _Fittings:
@@ -217,7 +221,7 @@ class Port:
             else:
                 del self._homes[home]
         self._waiter_count -= 1
-        if not got and waiter.parked and self.is_open:
+        if not got and (waiter.parked or waiter.was_woken) and self.is_open:
             self._withdraw([home for home in waiter.homes if home not in self._homes])
             if others and waiter.was_woken:
                 for key in waiter.keys:  # what it was woken for may lie in an inbox
@@ -300,8 +304,7 @@ class Port:
         self._look_is_due = False
         if not self.is_open:
             return
-        alone = self._waiter_count == 1 or (len(self._homes) == 1 and self._wake_drainer())
-        if alone and not everything:
+        if not everything and (self._waiter_count == 1 or self._all_in_one_home()):
             self._wake_first()
             return
         try:
@@ -320,25 +323,22 @@ class Port:
         for home, depth in waiting:
             self._wake_in(home, depth)
 
+    def _all_in_one_home(self) -> bool:
+        """Whether all wait in one process-specific home, whose first waiter drains for all."""
+        return len(self._homes) == 1 and next(iter(self._homes))[-1] == "!"
+
     def _wake_first(self) -> None:
         for waiters in self._waiters.values():
-            for waiter in waiters:
-                waiter.wake()
+            if _wake_one(waiters):
                 return
 
-    def _wake_drainer(self) -> bool:
-        """Whether all wait in one process-specific home, whose first waiter drains for all."""
-        return next(iter(self._homes))[-1] == "!"
-
     def _wake_in(self, home: str, depth: int) -> None:
-        if home in self._waiters:
+        if home[-1] != "!":
             self._wake_here(home, depth)
-        elif home[-1] == "!":
-            for key, waiters in self._waiters.items():
-                if key.startswith(home):
-                    for waiter in waiters:
-                        waiter.wake()
-                        return
+            return
+        for key, waiters in self._waiters.items():
+            if key.startswith(home) and _wake_one(waiters):
+                return
 
     def _withdraw(self, homes: list[str]) -> None:
         if not homes:
@@ -393,6 +393,11 @@ class Port:
         """Let go in a forked child: the loop, the slot and the door are the parent's."""
         self._finalizer.detach()
         self._fittings.close(unlink=False)
+
+
+def _wake_one(waiters: Iterable[Waiter]) -> bool:
+    """Make sure that one of them looks; False if all are cancelled."""
+    return any(waiter.wake() or waiter.will_look() for waiter in waiters)
 
 
 async def _until_closed(port: weakref.ref[Port]) -> AsyncGenerator[None, None]:

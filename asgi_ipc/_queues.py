@@ -223,7 +223,7 @@ class Queues:
         deadline_ns = words[extent + L.MSG_DEADLINE]
         leaf = words[extent + L.MSG_LEAF]
         lengths = words[extent + L.MSG_LENGTHS]
-        header = words[extent]
+        header = plan[extent]
         body_bytes = lengths & 0xFFFFFFFF
         name_bytes = lengths >> _NAME_SHIFT & 0xFF
         flag = lengths >> _FLAG_SHIFT & 0xFF

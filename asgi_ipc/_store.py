@@ -176,8 +176,10 @@ class MessageStore:
         depth = words[counted + L.CH_SENT] - words[counted + L.CH_TAKEN]
         if depth >= capacity:
             depth = self._drop_for_room(record, counted, now)
-            if leaf and words[leaf + L.LEAF_DEADLINE] <= now:
-                depth = 0  # whatever it still counts has expired in some inbox
+            if leaf and self._is_stale(leaf, record, now):
+                # What it still counts has expired in the inbox of somebody who died.
+                self.segment.commit({leaf + L.CH_TAKEN: words[leaf + L.CH_SENT]})
+                depth = 0
             if depth >= capacity:
                 raise self._channel_full(name, counted, depth, capacity)
             plan = Plan(words)
@@ -189,6 +191,14 @@ class MessageStore:
             if leaf:
                 self.records.remember(own_name, leaf)
         return created
+
+    def _is_stale(self, leaf: int, home: int, now: int) -> bool:
+        """Whether everything a leaf counts has expired, none of it in the queue any more."""
+        words = self.segment.words
+        return bool(
+            words[leaf + L.LEAF_DEADLINE] <= now
+            and words[home + L.CH_SENT] == words[home + L.CH_TAKEN]
+        )
 
     def _drop_for_room(self, record: int, counted: int, now: int) -> int:
         """Drop what has expired at the head of a full queue; return the depth that is left."""
@@ -367,7 +377,8 @@ class MessageStore:
                         self.slots.leave(plan, slot, leave)
                     if stay and not more:
                         plan[record + L.CH_PARKED + (slot >> 6)] |= 1 << (slot & 63)
-                self.segment.commit(plan)
+                if plan:  # leaving hundreds of channels commits on the way
+                    self.segment.commit(plan)
                 if popped:
                     self.slots.reap_dead()
                     return Taken(home, popped, more)
@@ -451,7 +462,9 @@ class MessageStore:
         if dropped:
             plan[L.COUNT_DROPPED] += dropped
         for leaf, ident in leaves:
-            if self.segment.words[leaf + L.IDENT] == ident:  # else flushed meanwhile
+            # Flushed meanwhile, or given up as stale, it counts no more.
+            lives = self.segment.words[leaf + L.IDENT] == ident
+            if lives and plan[leaf + L.CH_TAKEN] < plan[leaf + L.CH_SENT]:
                 plan[leaf + L.CH_TAKEN] += 1
             if len(plan) > _PLAN_ROOM:
                 self.segment.commit(plan)
