@@ -99,22 +99,15 @@ class Fanout:
         now = time.monotonic_ns()
         words = self.segment.words
         body = message.body
-        for making_room in (True, False):
-            # Making room removes idle records, so nothing found before it may be used after.
-            try:
-                found = self._find_targets(message, must=making_room)
-                plan = Plan(words)
-                stored = self.queues.store_body(plan, body, 0) if found.targets else 0
-                break
-            except (HeapFull, OSError) as exc:
-                if not is_full(exc):
-                    raise
-                if making_room:
-                    self.records.make_room(now)
-        else:
+        plan, stored = Plan(words), 0
+        try:
+            found, plan, stored = self.records.fit(lambda: self._start(message), now)
+        except (HeapFull, OSError) as exc:
+            if not is_full(exc):
+                raise
+            found = self._find_targets(message, make=lambda *_: 0)
             found.drops.extend(_out_of_memory(target) for target in found.targets)
             found.targets.clear()
-            plan, stored = Plan(words), 0
         for target in found.targets:
             if len(plan) > _PLAN_ROOM and plan[stored + L.BODY_REFS]:
                 self.segment.commit(plan)
@@ -147,27 +140,32 @@ class Fanout:
             self.segment.commit(plan)
         return found.dead, found.drops
 
-    def _find_targets(self, message: GroupMessage, *, must: bool) -> _Targets:
+    def _start(self, message: GroupMessage) -> tuple[_Targets, Plan, int]:
+        """Find the targets and plan the body: anew each time, for making room ends records."""
+        found = self._find_targets(message, make=self.records.make_now)
+        plan = Plan(self.segment.words)
+        stored = self.queues.store_body(plan, message.body, 0) if found.targets else 0
+        return found, plan, stored
+
+    def _find_targets(self, message: GroupMessage, *, make: Callable[..., int]) -> _Targets:
         """Find or make the records a group message goes to.
 
         Args:
-            must: raise when a record cannot be made; otherwise skip that member.
+            make: makes one; what it returns 0 for is skipped.
         """
         words = self.segment.words
         found = _Targets([], [], [])
         for name, version, members, excluded in message.envelopes:
-            record = self.records.find(name) or self.records.make(name, must=must)
+            record = self.records.find(name) or make(name)
             loop = words[record + L.CH_LOOP] if record else 0
-            if loop and not self.slots.is_live(loop):
+            if loop and not self.slots.lives(loop, record):
                 found.dead.append(name)
                 continue
             limit = message.capacity_of(name)
             leaf = 0
             if record and version:
                 limit *= _ENVELOPE_FACTOR
-                leaf = self.records.find(message.group, record) or self.records.make(
-                    message.group, record, must=must
-                )
+                leaf = self.records.find(message.group, record) or make(message.group, record)
             counted = leaf if version else record
             target = _Target(name, members, record, leaf, version, excluded)
             if not counted:

@@ -14,16 +14,23 @@ Invariants, between transactions:
 * An extent in a quick list keeps the kind of its last owner and is referred to by the
   list alone; a quick list holds at most ``quick_limit`` of them.
 
-Everything is planned, nothing written: see ``Segment.commit``.
+Everything is planned, nothing written, but for growing and for consolidating, which are
+committed steps of their own: see ``Segment.commit``.
 """
 
 from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TypeVar
 
 from . import _layout as L
 from ._segment import Plan, Segment
 from .exceptions import SegmentCorrupt
 
 __all__ = ["Heap", "HeapFull"]
+
+R = TypeVar("R")
 
 GROWTH_BYTES = 1 << 20  # memory is backed in steps of this size
 _GROWTH_GRANULES = GROWTH_BYTES // L.GRANULE_BYTES
@@ -33,7 +40,11 @@ _W = L.GRANULE_WORDS
 
 
 class HeapFull(Exception):
-    """No extent of that size, and no room to grow. Internal; carries the bytes asked for."""
+    """No free extent of so many granules. Internal."""
+
+    def __init__(self, granules: int) -> None:
+        super().__init__(granules)
+        self.granules = granules
 
 
 class Heap:
@@ -67,8 +78,7 @@ class Heap:
         written directly.
 
         Raises:
-            HeapFull: as it says; nothing was planned.
-            OSError: the filesystem is full; nothing was planned.
+            HeapFull: as it says; nothing was planned. ``fit`` takes care of it.
         """
         granules = (size_bytes + L.GRANULE_BYTES - 1) >> 5
         rounded = L.round_to_class(granules)
@@ -89,11 +99,9 @@ class Heap:
                 if header >> L.KIND_SHIFT != kind:
                     plan[extent] = kind << L.KIND_SHIFT | header & ((1 << L.KIND_SHIFT) - 1)
                 return extent
-        found = (
-            self._first_fit(plan, index)
-            or self._last_resort(plan, granules)
-            or self._grow(plan, granules)
-        )
+        found = self._first_fit(plan, index) or self._last_resort(plan, granules)
+        if not found:
+            raise HeapFull(granules)
         return self._carve(plan, found, granules, kind)
 
     def free(self, plan: Plan, extent: int) -> None:
@@ -251,17 +259,50 @@ class Heap:
             if not following:
                 plan[L.BITMAP + (index >> 6)] &= ~(1 << (index & 63))
 
-    def _grow(self, plan: Plan, granules: int) -> int:
-        """Back more memory and plan it as a free extent at the end; return that extent."""
+    def fit(self, attempt: Callable[[], R], make_room: Callable[[], None]) -> R:
+        """Run something that allocates; when it finds no memory, get some and run it again.
+
+        Growing is a committed step of its own, never part of a plan: a plan could put a
+        message over the old end of the heap, which lives until the commit.
+
+        Args:
+            attempt: plans from scratch each time.
+            make_room: drops and merges what it can; called once, when growing is over.
+
+        Raises:
+            HeapFull: the segment is full.
+            OSError: the filesystem is (``ENOSPC``).
+        """
+        has_made_room = False
+        while True:
+            try:
+                return attempt()
+            except HeapFull as exc:
+                error: Exception = exc
+                try:
+                    if self._grow(exc.granules):
+                        continue
+                except OSError as cause:
+                    if cause.errno != errno.ENOSPC:
+                        raise
+                    error = cause
+            if has_made_room:
+                raise error
+            make_room()
+            has_made_room = True
+
+    def _grow(self, granules: int) -> bool:
+        """Back more memory, for an extent of that size at the end; False if there is no room."""
         segment = self._segment
-        end = plan[L.HEAP_END] if L.HEAP_END in plan else segment.heap_end()
+        plan = Plan(segment.words)
+        end = segment.heap_end()
         before = plan[end] >> L.PREVIOUS_SHIFT & L.SIZE_MASK
         last = end - _W * before
         last_is_free = before and plan[last] >> L.KIND_SHIFT == L.EXTENT_FREE
         missing = granules - (before if last_is_free else 0)
         room = (segment.heap_limit - end) // _W
         if room < missing or not room:
-            raise HeapFull(granules * L.GRANULE_BYTES)
+            return False
         added = min(room, max(missing, _GROWTH_GRANULES))
         segment.back(end, end + _W * (added + 1))
         plan[end] = L.EXTENT_CHANNEL << L.KIND_SHIFT | before << L.PREVIOUS_SHIFT | added
@@ -269,7 +310,8 @@ class Heap:
         plan[new_end] = L.EXTENT_END << L.KIND_SHIFT | added << L.PREVIOUS_SHIFT
         plan[L.HEAP_END] = new_end
         self._merge(plan, end)
-        return last if last_is_free else end
+        segment.commit(plan)
+        return True
 
 
 def _absorb(plan: Plan, extent: int) -> None:

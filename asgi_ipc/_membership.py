@@ -89,32 +89,32 @@ class GroupStore:
         self.segment.transact(self._add, group, home, channel, expiry_ns)
 
     def _add(self, group: str, home: str, channel: str, expiry_ns: int) -> None:
-        words = self.segment.words
         now = time.monotonic_ns()
         deadline = now + expiry_ns
-        for attempt in range(2):
-            plan = Plan(words)
-            try:
-                version = self.groups.add(plan, group, home, channel, deadline)
-            except (HeapFull, OSError) as exc:
-                if not is_full(exc):
-                    raise
-                if attempt:
-                    raise ChannelFull(
-                        f"group {group!r}: the memory of {self.segment.name} "
-                        f"({self.segment.size_bytes} bytes) has no room for another member: raise "
-                        "group_memory (stop all processes, unlink the segment, start them with "
-                        "the new size)",
-                        channel=channel,
-                        memory_bytes=self.segment.size_bytes,
-                    ) from exc
-                self._make_room(now)
-                continue
-            previous = self._home_version(group, home)
-            self.segment.commit(plan)
-            self._note(group, home, channel, previous, version, Member(version, 0, deadline))
-            break
+        try:
+            plan, version = self.groups.heap.fit(
+                lambda: self._plan_add(group, home, channel, deadline),
+                lambda: self._make_room(now),
+            )
+        except (HeapFull, OSError) as exc:
+            if not is_full(exc):
+                raise
+            raise ChannelFull(
+                f"group {group!r}: the memory of {self.segment.name} "
+                f"({self.segment.size_bytes} bytes) has no room for another member: raise "
+                "group_memory (stop all processes, unlink the segment, start them with the new "
+                "size)",
+                channel=channel,
+                memory_bytes=self.segment.size_bytes,
+            ) from exc
+        previous = self._home_version(group, home)
+        self.segment.commit(plan)
+        self._note(group, home, channel, previous, version, Member(version, 0, deadline))
         self._sweep(now, _SWEEP_BUCKETS)
+
+    def _plan_add(self, group: str, home: str, channel: str, deadline_ns: int) -> tuple[Plan, int]:
+        plan = Plan(self.segment.words)
+        return plan, self.groups.add(plan, group, home, channel, deadline_ns)
 
     def discard(self, group: str, home: str, channel: str, tombstone_ns: int) -> None:
         """End a membership; nothing happens if there is none.

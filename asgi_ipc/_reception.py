@@ -101,6 +101,12 @@ class Reception:
         if loop is None:
             loop = asyncio.get_running_loop()
         waiter = Waiter(keys, homes)
+        closings = self.site.closings
+
+        def take() -> Received | None:
+            self._check_not_closed(closings)
+            return self._take(keys, homes, port, waiter)
+
         while True:
             port = self.site.port_of(loop)
             if port is None:
@@ -116,13 +122,13 @@ class Reception:
                         try:
                             got = self._take(keys, homes, port, waiter)
                         except LockBusy:
-                            got = await self.site.patiently(
-                                pause, self._take, keys, homes, port, waiter
-                            )
+                            got = await self.site.patiently(pause, take)
                         if got is not None:
                             took = not waiter.found_in_inbox
                             return got
                     waiter.parked = True
+                    if not port.is_open:
+                        break  # closed while the lock was waited for: nobody would wake us
                     waiter.was_woken = False
                     # No await since the look above: every wake from here on finds the future.
                     waiter.future = loop.create_future()
@@ -130,10 +136,11 @@ class Reception:
                         return None
             finally:
                 port.remove(waiter, got=took)
-            if not self.site.is_open:
-                raise LayerClosed(
-                    f"the channel layer {self.site.prefix!r} was closed during a receive"
-                )
+            self._check_not_closed(closings)
+
+    def _check_not_closed(self, closings: int) -> None:
+        if self.site.closings != closings:
+            raise LayerClosed(f"the channel layer {self.site.prefix!r} was closed during a receive")
 
     async def _sleep(self, loop: HostLoop, waiter: Waiter, deadline: float | None) -> bool:
         """Wait until woken; False when the time is over and nothing came."""

@@ -10,6 +10,9 @@ without any reader, thread or timer. Every method is called with the lock held.
 from __future__ import annotations
 
 import errno
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from . import _layout as L
 from ._heap import HeapFull
@@ -17,6 +20,8 @@ from ._queues import Queues
 from ._segment import Plan, Segment
 
 __all__ = ["DROPS", "Records", "is_full"]
+
+R = TypeVar("R")
 
 IDLE_S = 60  # an empty channel keeps its record, and so its counters, at least this long
 _IDLE_SINGLE_S = 1  # single-reader and process-specific names are used once and forgotten
@@ -62,26 +67,42 @@ class Records:
         self.known[name] = (record, self.segment.words[record + L.IDENT])
         self.name_at[record] = name
 
-    def make(self, name: str, owner: int = 0, *, must: bool = False) -> int:
-        """Create a channel record at once.
+    def make(self, name: str, owner: int = 0) -> int:
+        """Create a channel record at once; 0 when the memory is full.
 
-        Args:
-            must: raise what the heap raises when the memory is full; otherwise return 0.
+        May make room, so that no record found before is to be trusted afterwards.
         """
-        plan = Plan(self.segment.words)
         try:
-            record = self.queues.create_channel(plan, name, owner)
+            return self.fit(lambda: self.make_now(name, owner), time.monotonic_ns())
         except (HeapFull, OSError) as exc:
-            if must or not is_full(exc):
+            if not is_full(exc):
                 raise
             return 0
+
+    def make_now(self, name: str, owner: int = 0) -> int:
+        """Create a channel record at once, inside an attempt of ``fit``.
+
+        Raises:
+            HeapFull: there is no memory just now.
+        """
+        plan = Plan(self.segment.words)
+        record = self.queues.create_channel(plan, name, owner)
         self.segment.commit(plan)
         return record
 
+    def fit(self, attempt: Callable[[], R], now: int) -> R:
+        """Run something that allocates, with the room this segment can give: ``Heap.fit``."""
+        return self.queues.heap.fit(attempt, lambda: self.make_room(now))
+
     def depth(self, home: str) -> int:
-        words = self.segment.words
+        """Return how many messages wait in a home."""
         record = self.find(home)
-        return words[record + L.CH_SENT] - words[record + L.CH_TAKEN] if record else 0
+        return self.depth_of(record) if record else 0
+
+    def depth_of(self, record: int) -> int:
+        """Return how many messages a record counts."""
+        words = self.segment.words
+        return int(words[record + L.CH_SENT] - words[record + L.CH_TAKEN])
 
     def is_parked(self, record: int) -> bool:
         start = 8 * (record + L.CH_PARKED)

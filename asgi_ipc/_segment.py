@@ -45,7 +45,7 @@ from .exceptions import (
     StoreLocked,
 )
 
-__all__ = ["LockBusy", "Plan", "Segment"]
+__all__ = ["Detached", "LockBusy", "Plan", "Segment"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -310,10 +310,9 @@ class Segment:
         """Detach, when no other thread is in a transaction; idempotent. The content stays."""
         with self.guard:
             self._close_lock()
-            if self.words is not None:
-                self.words.release()
-                self.memory.close()
-                self.words = self.memory = None
+            # Not closed by force: another thread may be reading a hint. The last one to let
+            # go of the memory unmaps it.
+            self.words = self.memory = None
 
     def _own_lock(self, fd: int) -> None:
         self.lock_fd = fd

@@ -19,7 +19,7 @@ from . import _layout as L
 from ._bell import Ringer, bells_directory
 from ._membership import GroupStore
 from ._port import HostLoop, Port, runs_here
-from ._segment import LockBusy, Segment
+from ._segment import Detached, LockBusy, Segment
 from ._store import MessageStore
 
 __all__ = ["Site"]
@@ -42,6 +42,7 @@ class Site:
         messages, groups: the stores.
         mutex: excludes the other threads of this process.
         is_open: attached just now; whatever needs the stores calls ``open`` otherwise.
+        closings: how often ``close`` was called.
         most_bytes: the largest encoded message that can ever fit.
         watch_at_ns: when a sender should call ``watch`` next.
     """
@@ -69,6 +70,7 @@ class Site:
         self.lock_timeout = lock_timeout
         self.mutex = threading.RLock()
         self.is_open = False
+        self.closings = 0
         self.most_bytes = 0
         self.watch_at_ns = 0
         self.max_message_bytes = max_message_bytes
@@ -114,6 +116,7 @@ class Site:
         with self.mutex:
             if not self.is_open:
                 return
+            self.closings += 1
             self._close_ports()
             self.is_open = False
             self._on_reset()
@@ -239,10 +242,10 @@ class Site:
         delay = 0.001
         while True:
             await pause(delay)
-            if not self.is_open:
-                self.open()
             try:
                 return operation(*args, **kwargs)
+            except Detached:
+                self.open()
             except LockBusy:
                 if time.monotonic() > give_up:
                     raise self.messages.segment.locked_error() from None

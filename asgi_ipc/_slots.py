@@ -256,5 +256,18 @@ class Slots:
         logger.info("reaped the slot of dead process %d", words[base + L.SLOT_PID])
         self.segment.commit({base + L.SLOT_TOKEN: 0, base + L.SLOT_HINT: 0})
 
-    def is_live(self, token: int) -> bool:
-        return bool(self.segment.words[L.SLOTS + L.SLOT_WORDS * (token & 0xFF)] == token)
+    def lives(self, token: int, record: int) -> bool:
+        """Whether the loop that receives for a home is not known to be dead.
+
+        One that is neither parked there nor has taken what waits may have been killed in
+        between: it is asked, by a ring that does no harm.
+        """
+        slot = token & 0xFF
+        if self.segment.words[L.SLOTS + L.SLOT_WORDS * slot] != token:
+            return False
+        if self.records.is_parked(record) or not self.records.depth_of(record):
+            return True
+        if self.ring(slot, token):
+            return True
+        self.dead.append((slot, token))
+        return False

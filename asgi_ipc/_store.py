@@ -136,17 +136,11 @@ class MessageStore:
         own_name = "" if name == home else name
         arguments = (name, home, own_name, body, capacity, now, deadline, by_name)
         try:
-            created = self._append(*arguments)
+            created = self.records.fit(lambda: self._append(*arguments), now)
         except (HeapFull, OSError) as exc:
             if not is_full(exc):
                 raise
-            self.records.make_room(now)
-            try:
-                created = self._append(*arguments)
-            except (HeapFull, OSError) as again:
-                if not is_full(again):
-                    raise
-                raise self._memory_full(name, len(body), again) from again
+            raise self._memory_full(name, len(body), exc) from exc
         self._afterwards(now, created)
 
     def _append(
@@ -222,27 +216,25 @@ class MessageStore:
 
     def _send_many(self, letters: Sequence[Letter]) -> None:
         now = time.monotonic_ns()
-        for making_room in (True, False):
-            try:
-                plan = self._plan_many(letters, now)
-                break
-            except (HeapFull, OSError) as exc:
-                if not is_full(exc):
-                    raise
-                if not making_room:
-                    largest = max(letters, key=lambda letter: len(letter.body))
-                    raise self._memory_full(largest.name, len(largest.body), exc) from exc
-                self.records.make_room(now)
+        try:
+            plan = self.records.fit(lambda: self._plan_many(letters, now), now)
+        except (HeapFull, OSError) as exc:
+            if not is_full(exc):
+                raise
+            largest = max(letters, key=lambda letter: len(letter.body))
+            raise self._memory_full(largest.name, len(largest.body), exc) from exc
+        for record in self._homes_of(letters):
+            self.slots.wake(plan, record)
         self.segment.commit(plan)
         self._afterwards(now, True)
 
     def _plan_many(self, letters: Sequence[Letter], now: int) -> Plan:
         found = []
         for name, home, _, _, _, by_name in letters:
-            record = self.records.find(home) or self.records.make(home, must=True)
+            record = self.records.find(home) or self.records.make_now(home)
             leaf = 0
             if by_name and name != home:
-                leaf = self.records.find(name, record) or self.records.make(name, record, must=True)
+                leaf = self.records.find(name, record) or self.records.make_now(name, record)
             found.append((record, leaf))
         plan = Plan(self.segment.words)
         for (name, home, body, capacity, expiry_ns, _), (record, leaf) in zip(
@@ -258,9 +250,10 @@ class MessageStore:
                 return self._plan_many(letters, now)
             own_name = "" if name == home else name
             self.queues.append(plan, record, leaf, own_name, body, now, now + expiry_ns)
-        for record in dict.fromkeys(record for record, _ in found):
-            self.slots.wake(plan, record)
         return plan
+
+    def _homes_of(self, letters: Sequence[Letter]) -> list[int]:
+        return [self.records.find(home) for home in dict.fromkeys(one.home for one in letters)]
 
     def send_group(self, message: GroupMessage) -> tuple[list[str], list[Drop]]:
         """Queue one group message: an envelope for each home, a message for each channel.
@@ -399,8 +392,8 @@ class MessageStore:
         if known is None:
             return None
         words = self.segment.words
-        if words[known[0] + L.CH_SENT] == words[known[0] + L.CH_TAKEN]:
-            return None  # seen without the lock, as `may_have`
+        if words is None or words[known[0] + L.CH_SENT] == words[known[0] + L.CH_TAKEN]:
+            return None  # closed by another thread; or seen without the lock, as `may_have`
         try:
             return _fast.pop(self.segment, known, name.encode("ascii"), time.monotonic_ns())
         except LockBusy:
@@ -478,7 +471,7 @@ class MessageStore:
         if known is None:
             return True
         words = self.segment.words
-        return bool(words[known[0] + L.CH_SENT] != words[known[0] + L.CH_TAKEN])
+        return words is None or bool(words[known[0] + L.CH_SENT] != words[known[0] + L.CH_TAKEN])
 
     def depth(self, home: str) -> int:
         """Return how many messages wait in a home."""
@@ -486,8 +479,8 @@ class MessageStore:
 
     def epoch(self) -> int:
         """Return the number a flush changes; read without the lock."""
-        value: int = self.segment.words[L.EPOCH]
-        return value
+        words = self.segment.words
+        return 0 if words is None else int(words[L.EPOCH])
 
     # -- everything at once --------------------------------------------------------------
 

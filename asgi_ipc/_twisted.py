@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReadDescriptor
-from twisted.python.threadable import isInIOThread
+from twisted.python import threadable
 from zope.interface import implementer
 
 __all__ = ["ReactorLoop", "as_deferred", "reactor_loop"]
 
 R = TypeVar("R")
+
+_threadable: Any = threadable  # untyped
 
 
 @implementer(IReadDescriptor)
@@ -122,7 +124,7 @@ class ReactorLoop:
 
     def runs_here(self) -> bool:
         """Whether this is the reactor's thread."""
-        return bool(self._reactor.running) and bool(isInIOThread())
+        return bool(self._reactor.running) and bool(_threadable.isInIOThread())
 
     async def pause(self, seconds: float) -> None:
         """Let the reactor run for a while."""
@@ -151,7 +153,11 @@ def as_deferred(loop: ReactorLoop, operation: Coroutine[Any, Any, R]) -> Deferre
     call of its own, so a stream of messages cannot starve the reactor.
     """
     task: asyncio.Task[R] = asyncio.Task(operation, loop=loop)  # type: ignore[arg-type]
-    deferred: Deferred[R] = Deferred(lambda _: task.cancel())
+
+    def cancel(_: Any) -> None:
+        task.cancel()
+
+    deferred: Deferred[R] = Deferred(cancel)
 
     def finished(done: asyncio.Task[R]) -> None:
         if done.cancelled():
