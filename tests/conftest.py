@@ -20,6 +20,8 @@ import pytest
 from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer
 from asgi_ipc._check import check_groups, check_messages
 
+from .stepping import World
+
 SHM = "/dev/shm"
 OURS = f"test-{os.getpid()}-"
 PATIENCE_S = 30.0  # how long a child may take to say something before the test gives up
@@ -84,7 +86,7 @@ def prefix() -> Iterator[str]:
 
 def problems_of(layer: AsyncIPCChannelLayer) -> list[str]:
     """What an independent look at both segments finds wrong."""
-    messages, groups = layer._messages.segment, layer._groups.segment
+    messages, groups = layer._site.messages.segment, layer._site.groups.segment
     return [
         *messages.transact(check_messages, messages),
         *groups.transact(check_groups, groups),
@@ -130,12 +132,26 @@ def make_sync(prefix: str) -> Iterator[Callable[..., IPCChannelLayer]]:
 def _close_and_check(layers: list[AsyncIPCChannelLayer]) -> None:
     problems = []
     for layer in layers:
-        if not layer._open and os.path.exists(f"{SHM}/{layer.prefix}-messages"):
-            layer._open_segments()
-        if layer._open:
+        if not layer._site.is_open and os.path.exists(f"{SHM}/{layer.prefix}-messages"):
+            layer._site.open()
+        if layer._site.is_open:
             problems += problems_of(layer)
             layer.close_now()
     assert not problems
+
+
+@pytest.fixture
+def make_world(make_layer: Callable[..., AsyncIPCChannelLayer]) -> Iterator[Callable[[int], World]]:
+    """Make worlds of loops that are run step by step."""
+    made: list[World] = []
+
+    def make(loop_count: int) -> World:
+        made.append(World(make_layer, loop_count))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()
 
 
 class Clock:
@@ -156,18 +172,23 @@ class Clock:
         return getattr(time, name)
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def install_clock(patch: pytest.MonkeyPatch) -> Clock:
     """Replace the nanosecond clock of every module of the package that has read it."""
     fake = Clock()
     for module_name, module in list(sys.modules.items()):
         if module_name.split(".")[0] == "asgi_ipc":
             for name, value in list(vars(module).items()):
                 if value is time:
-                    monkeypatch.setattr(module, name, fake)
+                    patch.setattr(module, name, fake)
                 elif value is time.monotonic_ns:
-                    monkeypatch.setattr(module, name, fake.monotonic_ns)
+                    patch.setattr(module, name, fake.monotonic_ns)
     return fake
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Let the test say what time it is."""
+    return install_clock(monkeypatch)
 
 
 PREAMBLE = """
@@ -189,20 +210,25 @@ class Child:
             [*wrapper, sys.executable, "-c", PREAMBLE + textwrap.dedent(code), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
         )
         self.pid = self.process.pid
         self.lines: list[str] = []
+        self._unread = b""
 
     def line(self, patience_s: float = PATIENCE_S) -> str:
         """Return the next line it says, without the end of line; "" once it has ended."""
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], patience_s)
-        assert ready, f"child {self.pid} says nothing; so far: {self.lines}"
-        line = self.process.stdout.readline().rstrip("\n")
-        self.lines.append(line)
-        return line
+        fd = self.process.stdout.fileno()
+        while b"\n" not in self._unread:
+            ready, _, _ = select.select([fd], [], [], patience_s)
+            assert ready, f"child {self.pid} says nothing; so far: {self.lines}"
+            piece = os.read(fd, 65536)
+            if not piece:
+                break
+            self._unread += piece
+        line, _, self._unread = self._unread.partition(b"\n")
+        self.lines.append(line.decode())
+        return self.lines[-1]
 
     def expect(self, text: str, patience_s: float = PATIENCE_S) -> str:
         """Return the next line, which must begin with ``text``."""
@@ -213,7 +239,7 @@ class Child:
     def tell(self, text: str = "") -> None:
         """Give it a line."""
         assert self.process.stdin is not None
-        self.process.stdin.write(text + "\n")
+        self.process.stdin.write(text.encode() + b"\n")
         self.process.stdin.flush()
 
     def signal(self, number: int) -> None:
@@ -237,7 +263,7 @@ class Child:
         """Wait until it has ended by itself, with success, and return what else it said."""
         output, _ = self.process.communicate(timeout=patience_s)
         assert self.process.returncode == 0, f"exit {self.process.returncode}: {self.lines}"
-        return str(output)
+        return (self._unread + output).decode()
 
     def kill(self) -> None:
         """Kill it, stopped or not, and wait for its end. Idempotent."""

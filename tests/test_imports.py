@@ -20,18 +20,22 @@ ROOMS = [
     {"_heap", "_check"},
     {"_table"},
     {"_queues", "_groups"},
-    {"_fast"},
-    {"_membership", "_store", "_bell", "_inbox"},
+    {"_records", "_fast"},
+    {"_slots", "_statistics", "_membership", "_bell", "_inbox"},
+    {"_fanout"},
+    {"_store"},
     {"_port"},
+    {"_site"},
+    {"_reception"},
     {"aio"},
-    {"_loops"},
+    {"_twisted"},
     {"sync"},
     {"channels", "interface", "cli", "__init__", "__main__"},
 ]
 # Within one room, in this direction only.
-NEIGHBOURS = {("_membership", "_store"), ("_codec", "names"), ("cli", "interface")}
+NEIGHBOURS = {("cli", "interface")}
 THIRD_PARTY = {"posix_ipc", "msgpack"}
-AT_HOME = {"channels": {"channels", "django"}, "sync": {"twisted"}, "twisted": {"twisted"}}
+AT_HOME = {"channels": {"channels", "django"}, "_twisted": {"twisted", "zope"}}
 
 assert asgi_ipc.__file__ is not None
 PACKAGE = Path(asgi_ipc.__file__).parent

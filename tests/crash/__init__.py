@@ -1,0 +1,1 @@
+"""Killed at every store: what a SIGKILL leaves behind, looked at word by word."""
