@@ -90,14 +90,21 @@ class _PrivateLoop:
             # A signal handler raised in the middle of the loop: leave nothing of it.
             self._broken = True
             try:
+                task.cancel()
+                self._run_what_is_due()
                 if not task.done():
-                    task.cancel()
                     self._loop.run_until_complete(asyncio.wait([task]))
             finally:
                 self.close()
             raise
         finally:
             asyncio._set_running_loop(outer)
+
+    def _run_what_is_due(self) -> None:
+        """Run the callbacks the interrupted loop still has, a stop of its own among them."""
+        for _ in range(2):
+            self._loop.call_soon(self._loop.stop)
+            self._loop.run_forever()
 
     def close(self) -> None:
         if self._loop.is_closed() or self._loop.is_running():

@@ -254,7 +254,7 @@ class Reception:
             homes,
             slot=port.slot if port else None,
             token=port.token if port else 0,
-            leave=alone if waiter and waiter.parked else (),
+            leave=alone if waiter and (waiter.parked or shared) else (),
             stay=shared,
             limit=_BATCH if keys != homes else 1,
             wanted=port.waited_names() if port else keys,
@@ -333,6 +333,13 @@ class Reception:
         elif not self._pay_is_due:
             self._pay_is_due = True
             loop.call_soon(self._pay)
+
+    def settle(self) -> bool:
+        """Pay at once what is owed; whether there was anything."""
+        owes = bool(self._owed)
+        if owes:
+            self._pay()
+        return owes
 
     def _pay(self, dropped: int = 0) -> None:
         """Uncount what left the inboxes since the last time, in shared memory."""

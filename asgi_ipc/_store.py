@@ -340,7 +340,7 @@ class MessageStore:
             slot: the loop to park; ``None`` does not park.
             token: that loop's token.
             leave: homes to take the loop's parked bit back from when a message is returned.
-            stay: park on the home that gave the messages if it is empty now.
+            stay: park on the home that gave the messages if it is empty now and not left.
             limit: how many messages a process-specific home may give at once; others give one.
             wanted: full names somebody waits for; a message of another name stays counted
                 in its leaf until ``credit``.
@@ -368,7 +368,7 @@ class MessageStore:
                 if popped and slot is not None:
                     if leave:
                         self.slots.leave(plan, slot, leave)
-                    if stay and not more:
+                    if stay and not more and home not in leave:
                         plan[record + L.CH_PARKED + (slot >> 6)] |= 1 << (slot & 63)
                 if plan:  # leaving hundreds of channels commits on the way
                     self.segment.commit(plan)

@@ -242,7 +242,10 @@ class AsyncIPCChannelLayer:
         send = site.messages.send
         try:
             send(name, home, body, capacity, expiry_ns, self.capacity_per_name)
-        except LockBusy:
+        except (LockBusy, exceptions.ChannelFull) as exc:
+            # Full perhaps only with what this layer has received and not yet said so.
+            if not isinstance(exc, LockBusy) and not self._reception.settle():
+                raise
             await self._run(send, name, home, body, capacity, expiry_ns, self.capacity_per_name)
 
     async def send_many(
