@@ -10,7 +10,9 @@ import time
 from collections.abc import Coroutine, Iterable
 from typing import Any, Protocol, TypeVar
 
-from ._blocking import PrivateLoops, drive
+from ._blocking import drive
+from ._poll_loop import PrivateLoops
+from ._port import HostLoop
 
 __all__ = ["SyncTwin"]
 
@@ -25,7 +27,9 @@ class _Layer(Protocol):
         self, messages: Iterable[tuple[str, _Message]], *, expiry: float | None
     ) -> _Op[None]: ...
     def receive(self, channel: str) -> _Op[_Message]: ...
-    def receive_within(self, channel: str, deadline: float | None) -> _Op[_Message | None]: ...
+    def receive_within(
+        self, channel: str, deadline: float | None, *, loop: HostLoop | None
+    ) -> _Op[_Message | None]: ...
     def new_channel(self, prefix: str) -> _Op[str]: ...
     def group_add(self, group: str, channel: str) -> _Op[None]: ...
     def group_discard(self, group: str, channel: str) -> _Op[None]: ...
@@ -67,7 +71,9 @@ class SyncTwin:
             timeout: seconds to wait at most; ``None``: for ever, 0: not at all.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        return self._loops.run(self._layer.receive_within(channel, deadline))
+        return self._loops.run(
+            lambda loop: self._layer.receive_within(channel, deadline, loop=loop)
+        )
 
     def new_channel(self, prefix: str = "specific") -> str:
         """Return a channel name nobody uses."""

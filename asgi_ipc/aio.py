@@ -24,6 +24,7 @@ from . import _layout as L
 from ._blocking import pause
 from ._fanout import Drop, Envelope, GroupMessage
 from ._membership import Snapshot
+from ._port import HostLoop
 from ._queues import EXCLUDED_LIMIT
 from ._reception import Reception
 from ._segment import LockBusy
@@ -350,18 +351,21 @@ class AsyncIPCChannelLayer:
         assert got is not None
         return got[1]
 
-    async def receive_within(self, channel: str, deadline: float | None) -> dict[str, Any] | None:
+    async def receive_within(
+        self, channel: str, deadline: float | None, *, loop: HostLoop | None = None
+    ) -> dict[str, Any] | None:
         """Return the next message of one channel, ``None`` if none came in time.
 
         Args:
             deadline: ``time.monotonic()`` to wait until; ``None``: for ever.
+            loop: to wait on, if it is not the running asyncio loop.
 
         Raises:
             InvalidName: (``TypeError``) the name.
             LayerClosed: the layer was closed while this was waiting.
         """
         name, _, _ = self._names.get(channel) or self._learn(channel)
-        got = await self._reception.receive((name,), True, deadline, self.pause)
+        got = await self._reception.receive((name,), True, deadline, self.pause, loop)
         return None if got is None else got[1]
 
     def _checked(self, channels: Iterable[str] | None) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ._blocking import PrivateLoops, drive
+from ._blocking import drive
+from ._poll_loop import PrivateLoops
 from ._port import HostLoop
 from ._reception import Received
 from .aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY, AsyncIPCChannelLayer
@@ -127,7 +128,9 @@ class IPCChannelLayer:
         got = drive(self.core.receive_checked(keys, False, None))
         if got is None and block:
             deadline = time.monotonic() + self.block_timeout
-            got = self._loops.run(self.core.receive_checked(keys, True, deadline))
+            got = self._loops.run(
+                lambda loop: self.core.receive_checked(keys, True, deadline, None, loop)
+            )
         return got or (None, None)
 
     receive_many = receive

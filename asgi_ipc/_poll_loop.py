@@ -1,0 +1,188 @@
+"""The private loop of a thread that blocks: ``poll`` on a bell and a door, and no more.
+
+It is what a port needs of an event loop, in a hundred lines and one descriptor, where
+asyncio's has three descriptors and 40 µs more a wakeup. A signal handler may raise in the
+middle of it, at any instruction: the coroutine is then closed on the spot, which runs its
+``finally`` clauses, and the loop is as good as before.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, TypeVar
+
+from ._bell import new_bell, ring
+from ._blocking import driving
+
+__all__ = ["PollLoop", "PrivateLoops"]
+
+R = TypeVar("R")
+
+
+class _Future:
+    """Something to wait for; it carries no value."""
+
+    def __init__(self) -> None:
+        self._is_done = False
+
+    def done(self) -> bool:
+        return self._is_done
+
+    def cancelled(self) -> bool:
+        return False
+
+    def set_result(self, _: None) -> None:
+        self._is_done = True
+
+    def __await__(self) -> Generator[_Future, None, None]:
+        while not self._is_done:
+            yield self
+
+
+class _Timer:
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.callback: Callable[..., object] | None = callback
+        self.args = args
+
+    def cancel(self) -> None:
+        self.callback = None
+        self.args = ()
+
+
+class PollLoop:
+    """An event loop for one thread; it goes with the thread."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._thread = threading.get_ident()
+        self._poll = select.poll()
+        self._readers: dict[int, Callable[..., object]] = {}
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._order = itertools.count()
+        self._due: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._on_close: list[Callable[[], None]] = []
+        self._is_closed = False
+        self._is_running = False
+        self._alarm = new_bell()  # rung by other threads
+        self.add_reader(self._alarm.read_fd, self._alarm.drain)
+
+    # -- what a port asks for ------------------------------------------------------------
+
+    def add_reader(self, fd: Any, callback: Callable[..., object], /) -> None:
+        number = fd if isinstance(fd, int) else fd.fileno()
+        self._readers[number] = callback
+        self._poll.register(number, select.POLLIN)
+
+    def remove_reader(self, fd: Any, /) -> object:
+        number = fd if isinstance(fd, int) else fd.fileno()
+        if self._readers.pop(number, None) is not None:
+            self._poll.unregister(number)
+        return None
+
+    def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object:
+        self._due.append((callback, args))
+        return None
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], /, *args: Any) -> object:
+        if self._is_closed:
+            raise RuntimeError("the loop is closed")
+        self._due.append((callback, args))
+        ring(self._alarm.ring_fd)
+        return None
+
+    def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> _Timer:
+        timer = _Timer(callback, args)
+        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), timer))
+        return timer
+
+    def create_future(self) -> Any:
+        return _Future()
+
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def is_running(self) -> bool:
+        return self._is_running
+
+    def runs_here(self) -> bool:
+        """Whether it runs on this very thread."""
+        return self._is_running and self._thread == threading.get_ident()
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Have something called when the loop is closed."""
+        self._on_close.append(callback)
+
+    # -- running -------------------------------------------------------------------------
+
+    def run(self, operation: Coroutine[Any, Any, R]) -> R:
+        """Run a coroutine to its end; what a signal handler raises comes out of here."""
+        self._is_running = driving.is_driving = True
+        try:
+            while True:
+                waits_for = operation.send(None)
+                while not waits_for.done():
+                    self._run_once()
+        except StopIteration as finished:
+            result: R = finished.value
+            return result
+        finally:
+            operation.close()
+            self._is_running = driving.is_driving = False
+
+    def _run_once(self) -> None:
+        now = time.monotonic()
+        while self._timers and (self._timers[0][0] <= now or self._timers[0][2].callback is None):
+            timer = heapq.heappop(self._timers)[2]
+            if timer.callback is not None:
+                self._due.append((timer.callback, timer.args))
+        if not self._due:
+            wait_ms = None
+            if self._timers:
+                wait_ms = max(0.0, self._timers[0][0] - now) * 1000 + 1
+            for fd, _ in self._poll.poll(wait_ms):
+                reader = self._readers.get(fd)
+                if reader is not None:
+                    reader()
+        while self._due:
+            callback, args = self._due.popleft()
+            callback(*args)
+
+    def close(self) -> None:
+        """Give everything back; in a forked child, only what is the child's."""
+        if self._is_closed or self._is_running:
+            return
+        if os.getpid() == self.pid:
+            for callback in self._on_close:
+                callback()
+        self._is_closed = True
+        self._readers.clear()
+        self._alarm.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_alarm"):  # else a signal came while it was made
+            self.close()
+
+
+class PrivateLoops:
+    """The private loops of one layer, one for each thread that has blocked."""
+
+    def __init__(self) -> None:
+        self._threads = threading.local()
+
+    def run(self, make_operation: Callable[[PollLoop], Coroutine[Any, Any, R]]) -> R:
+        """Run a coroutine, made for this thread's loop, to its end."""
+        loop: PollLoop | None = getattr(self._threads, "loop", None)
+        if loop is None or loop.is_closed() or loop.is_running() or loop.pid != os.getpid():
+            loop = self._threads.loop = PollLoop()
+        return loop.run(make_operation(loop))
+
+    def close(self) -> None:
+        """Let go of the loops; those that are running end with their thread."""
+        self._threads = threading.local()
