@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import select
 import socket
 import stat
@@ -26,13 +27,24 @@ import time
 import weakref
 from collections.abc import Callable
 
+from ._layout import ANCHOR
 from .exceptions import SegmentPermission
 
-__all__ = ["Bell", "Door", "EventBell", "PipeBell", "Ringer", "bells_directory", "new_bell"]
+__all__ = [
+    "Anchor",
+    "Bell",
+    "Door",
+    "EventBell",
+    "PipeBell",
+    "Ringer",
+    "bells_directory",
+    "new_bell",
+]
 
 _ONE = struct.pack("=Q", 1)
 _BACKLOG = 512
 _CHECK_EVERY_S = 0.001  # a silent peer is asked whether it lives at most this often
+_RANDOM_MASK = (1 << 48) - 1
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -204,6 +216,41 @@ class Door:
                 pass  # ENOENT: the directory was removed with the segments
 
 
+class Anchor:
+    """A socket that listens as long as this process lives, and is never answered.
+
+    A process-specific home whose loop has ended may still be received for by another loop of
+    the process; that the process itself has ended shows when its anchor refuses.
+    """
+
+    def __init__(self, directory: str, mode: int) -> None:
+        self.token = ANCHOR | (secrets.randbits(48) or 1) << 8
+        self._path = door_path(directory, self.token >> 8 & _RANDOM_MASK)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        try:
+            self._socket.bind(self._path)
+            os.chmod(self._path, mode)
+            self._socket.listen(1)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._closer = weakref.finalize(self, _close_anchor, self._socket, self._path, os.getpid())
+
+    def close(self) -> None:
+        """Stop listening; a forked child does not remove the parent's name."""
+        self._closer()
+
+
+def _close_anchor(listener: socket.socket, path: str, pid: int) -> None:
+    listener.close()
+    if os.getpid() == pid:
+        try:
+            os.unlink(path)
+        except OSError:
+            pass  # ENOENT: the directory was removed with the segments
+
+
 class _BellLost(Exception):
     """The kernel had no descriptor left to receive the bell with: ask for it anew."""
 
@@ -237,6 +284,8 @@ class Ringer:
 
     def ring(self, slot: int, token: int) -> bool:
         """Wake the loop in ``slot``; False if it is known to be dead."""
+        if token & ANCHOR:
+            return self._holds(token)
         own = self.own.get(token)
         if own is not None:
             return own()
@@ -304,10 +353,23 @@ class Ringer:
         self._peers[slot] = _Peer(sock, token)
         return True
 
+    def _holds(self, token: int) -> bool:
+        """Whether an anchor is still there. EAGAIN: others asked before, so it is."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.setblocking(False)
+                sock.connect(door_path(self._directory, token >> 8 & _RANDOM_MASK))
+        except (ConnectionRefusedError, FileNotFoundError):
+            self._remove_door(token)
+            return False
+        except OSError:
+            return True
+        return True
+
     def _remove_door(self, token: int) -> None:
         """Tidy up after the dead: a door's name is random and never used again."""
         try:
-            os.unlink(door_path(self._directory, token >> 8))
+            os.unlink(door_path(self._directory, token >> 8 & _RANDOM_MASK))
         except OSError:
             pass  # ENOENT: its owner closed it, or another process was faster
 

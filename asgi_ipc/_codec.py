@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack
 
-from .exceptions import InvalidMessage, UnserialisableValue
+from .exceptions import InvalidMessage, SegmentCorrupt, UnserialisableValue
 
 __all__ = ["RESERVED_KEY", "decode", "encode"]
 
@@ -62,21 +62,38 @@ def decode(body: bytes) -> dict[str, Any]:
     """Return the message that ``encode`` made ``body`` from: a new, plain dict.
 
     Raises:
-        ValueError: the bytes are no message (they did not come from ``encode``).
+        SegmentCorrupt: the bytes are no message; they did not come from ``encode``.
     """
     try:
         message = _unpack(body, strict_map_key=False)
     except (UnicodeDecodeError, TypeError):
         # Surrogates, or a tuple as a dict key, which msgpack made into a list.
-        message = _unpack(
+        message = _decode_unusual(body)
+    except (ValueError, RecursionError) as exc:
+        raise _no_message(body, exc) from exc
+    if not isinstance(message, dict):
+        raise _no_message(body, TypeError(f"it is a {type(message).__name__}, not a dict"))
+    return message
+
+
+def _decode_unusual(body: bytes) -> Any:
+    try:
+        return _unpack(
             body,
             strict_map_key=False,
             unicode_errors="surrogatepass",
             object_pairs_hook=_dict_with_tuple_keys,
         )
-    if not isinstance(message, dict):
-        raise ValueError(f"a message must decode to a dict, not {type(message).__name__}")
-    return message
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise _no_message(body, exc) from exc
+
+
+def _no_message(body: bytes, cause: Exception) -> SegmentCorrupt:
+    return SegmentCorrupt(
+        f"a message of {len(body)} bytes was damaged in shared memory and is lost "
+        f"({type(cause).__name__}: {cause}): stop every process that uses the segment, unlink it "
+        "and start again"
+    )
 
 
 def _dict_with_tuple_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

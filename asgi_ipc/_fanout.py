@@ -132,6 +132,8 @@ class Fanout:
                 continue
             plan[stored + L.BODY_REFS] += 1
             self.slots.wake(plan, target.record)
+            if target.version and self.slots.found_dead(words[target.record + L.CH_LOOP]):
+                found.dead.append(target.name)
         if stored and not plan[stored + L.BODY_REFS]:
             self.queues.heap.free(plan, stored)
         if found.drops:

@@ -86,7 +86,9 @@ class Groups:
 
     # -- changing ------------------------------------------------------------------------
 
-    def add(self, plan: Plan, group: str, home: str, channel: str, deadline_ns: int) -> int:
+    def add(
+        self, plan: Plan, group: str, home: str, channel: str, now_ns: int, deadline_ns: int
+    ) -> int:
         """Plan a membership, or its renewal; return the new version, 0 for a renewal."""
         group_record = self.find_group(plan, group)
         if not group_record:
@@ -98,8 +100,13 @@ class Groups:
             home_record = self._create_home(plan, group_record, home)
         member = self.find_member(plan, home_record, channel)
         if member and not plan[member + L.M_LEFT]:
+            is_over = plan[member + L.M_DEADLINE] <= now_ns
             plan[member + L.M_DEADLINE] = deadline_ns
-            return 0
+            if not is_over:
+                return 0
+            version = self._changed(plan, group_record, home_record, 0)
+            plan[member + L.M_JOINED] = version
+            return version
         # Beside its own tombstone, if there is one: `find_member` meets the newer one first.
         version = self._changed(plan, group_record, home_record, +1)
         first = plan[home_record + L.H_FIRST]

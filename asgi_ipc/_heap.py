@@ -304,7 +304,13 @@ class Heap:
         if room < missing or not room:
             return False
         added = min(room, max(missing, _GROWTH_GRANULES))
-        segment.back(end, end + _W * (added + 1))
+        try:
+            segment.back(end, end + _W * (added + 1))
+        except OSError:
+            if missing >= added or missing <= 0:
+                raise
+            added = missing  # not a whole step any more, but perhaps what is needed
+            segment.back(end, end + _W * (added + 1))
         plan[end] = L.EXTENT_CHANNEL << L.KIND_SHIFT | before << L.PREVIOUS_SHIFT | added
         new_end = end + _W * added
         plan[new_end] = L.EXTENT_END << L.KIND_SHIFT | added << L.PREVIOUS_SHIFT

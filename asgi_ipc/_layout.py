@@ -115,6 +115,7 @@ SLOT_PID = 1
 SLOT_HINT = 2  # the one channel record it was rung for since it last looked; HINT_MANY
 SLOT_SINCE = 3  # wall clock, ns
 HINT_MANY = 1
+ANCHOR = 1 << 60  # in CH_LOOP: not a loop's token but that of its process, random << 8
 
 BUCKETS = SLOTS + SLOT_COUNT * SLOT_WORDS
 
@@ -158,7 +159,7 @@ PARKED_WORDS = SLOT_COUNT // 64
 CH_FULL = 15
 CH_EXPIRED = 16
 CH_MARK = 17  # idle check: seconds << 32 | low half of CH_SENT when last looked at
-CH_LOOP = 18  # token of the loop that receives for a process-specific home, 0 if none does
+CH_LOOP = 18  # token of the loop that receives for a process-specific home, or of its process
 CH_LEAVES = 19  # leaf records below a process-specific home
 CH_KEY = 20
 

@@ -93,28 +93,38 @@ class GroupStore:
         deadline = now + expiry_ns
         try:
             plan, version = self.groups.heap.fit(
-                lambda: self._plan_add(group, home, channel, deadline),
+                lambda: self._plan_add(group, home, channel, now, deadline),
                 lambda: self._make_room(now),
             )
         except (HeapFull, OSError) as exc:
             if not is_full(exc):
                 raise
-            raise ChannelFull(
-                f"group {group!r}: the memory of {self.segment.name} "
-                f"({self.segment.size_bytes} bytes) has no room for another member: raise "
-                "group_memory (stop all processes, unlink the segment, start them with the new "
-                "size)",
-                channel=channel,
-                memory_bytes=self.segment.size_bytes,
-            ) from exc
+            raise self._memory_full(group, channel, exc) from exc
         previous = self._home_version(group, home)
         self.segment.commit(plan)
         self._note(group, home, channel, previous, version, Member(version, 0, deadline))
         self._sweep(now, _SWEEP_BUCKETS)
 
-    def _plan_add(self, group: str, home: str, channel: str, deadline_ns: int) -> tuple[Plan, int]:
+    def _memory_full(self, group: str, channel: str, cause: Exception) -> ChannelFull:
+        name, total = self.segment.name, self.segment.size_bytes
+        if isinstance(cause, OSError):
+            text = (
+                f"group {group!r}: the shared-memory filesystem is full, so {name} cannot grow for "
+                "another member: free or enlarge it (df /dev/shm; in Docker --shm-size)"
+            )
+        else:
+            text = (
+                f"group {group!r}: the memory of {name} ({total} bytes) has no room for another "
+                "member: raise group_memory (stop all processes, unlink the segment, start them "
+                "with the new size)"
+            )
+        return ChannelFull(text, channel=channel, memory_bytes=total)
+
+    def _plan_add(
+        self, group: str, home: str, channel: str, now_ns: int, deadline_ns: int
+    ) -> tuple[Plan, int]:
         plan = Plan(self.segment.words)
-        return plan, self.groups.add(plan, group, home, channel, deadline_ns)
+        return plan, self.groups.add(plan, group, home, channel, now_ns, deadline_ns)
 
     def discard(self, group: str, home: str, channel: str, tombstone_ns: int) -> None:
         """End a membership; nothing happens if there is none.

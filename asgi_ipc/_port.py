@@ -17,7 +17,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from ._bell import Bell, Door, Ringer, make_directory, new_bell, ring
+from ._bell import Bell, Door, Ringer, new_bell, ring
 from ._segment import LockBusy
 from ._store import MessageStore
 from .exceptions import IPCError
@@ -122,9 +122,13 @@ class Port:
         ringer: Ringer,
         directory: str,
         mode: int,
+        anchor: int,
         on_safety: Callable[[], None],
     ) -> None:
         """Open the door and claim a slot.
+
+        Args:
+            anchor: token of the process, for homes that outlive the loop.
 
         Raises:
             LockBusy: nothing is left behind; try again.
@@ -134,6 +138,7 @@ class Port:
         self._loop = weakref.ref(loop)
         self._store = store
         self._ringer = ringer
+        self._anchor = anchor
         self._on_safety = on_safety
         self._waiters: dict[str, dict[Waiter, None]] = {}
         self._homes: dict[str, int] = {}  # how many waiters wait in each home
@@ -141,7 +146,6 @@ class Port:
         self._waiter_count = 0
         self._timer: Timer | None = None
         self._look_is_due = False
-        make_directory(directory, mode)
         random = secrets.randbits(48) or 1
         bell = new_bell()
         try:
@@ -381,7 +385,9 @@ class Port:
             self._timer = None
         try:
             if not self._store.segment.closed:
-                self._store.slots.release(self.slot, self.token, [*self._homes, *self._ever])
+                self._store.slots.release(
+                    self.slot, self.token, [*self._homes, *self._ever], self._anchor
+                )
         except (LockBusy, IPCError):
             pass  # its door is closed: whoever rings next reaps the slot
         if loop is not None and not loop.is_closed():

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar
 
 from . import _layout as L
-from ._bell import Ringer, bells_directory
+from ._bell import Anchor, Ringer, bells_directory, make_directory
 from ._membership import GroupStore
 from ._port import HostLoop, Port, runs_here
 from ._segment import Detached, LockBusy, Segment
@@ -77,6 +77,7 @@ class Site:
         self._on_reset = on_reset
         self._on_safety = on_safety
         self._ports: dict[int, Port] = {}  # by the id of the loop, which a port knows weakly
+        self._anchor: Anchor | None = None  # made with the first port
         self._ringer = Ringer(bells_directory(prefix))
         options: dict[str, Any] = {"mode": mode, "lock_timeout": lock_timeout}
         groups = Segment(f"/{prefix}-groups", L.KIND_GROUPS, group_memory, **options)
@@ -120,6 +121,7 @@ class Site:
             self._close_ports()
             self.is_open = False
             self._on_reset()
+            self._close_anchor()
             with self.messages.segment.guard:  # whoever rings holds it
                 self._ringer.close()
             self.messages.segment.close()
@@ -157,6 +159,7 @@ class Site:
                 " and ".join(segment.name for segment in deleted),
             )
             self._close_ports()
+            self._close_anchor()
             with self.messages.segment.guard:
                 self._ringer.close()
             for segment in deleted:
@@ -170,6 +173,7 @@ class Site:
         for port in self._ports.values():
             port.abandon()
         self._ports = {}
+        self._close_anchor()
         self._ringer.own.clear()
         self._ringer.close()
         if self.is_open:
@@ -206,12 +210,17 @@ class Site:
                 if other.is_orphaned():
                     other.close()
                     self._ports.pop(key, None)
+            directory = bells_directory(self.prefix)
+            make_directory(directory, self.mode)
+            if self._anchor is None:
+                self._anchor = Anchor(directory, self.mode)
             port = self._ports[id(loop)] = Port(
                 loop,
                 self.messages,
                 self._ringer,
-                bells_directory(self.prefix),
+                directory,
                 self.mode,
+                self._anchor.token,
                 self._safety,
             )
             return port
@@ -219,6 +228,11 @@ class Site:
     def _safety(self) -> None:
         self.watch()
         self._on_safety()
+
+    def _close_anchor(self) -> None:
+        anchor, self._anchor = self._anchor, None
+        if anchor is not None:
+            anchor.close()
 
     def _close_ports(self) -> None:
         for port in self.ports():

@@ -205,11 +205,15 @@ class Slots:
                 self.dead.append((slot, token))
         self.reap_dead()
 
-    def release(self, slot: int, token: int, homes: Sequence[str]) -> None:
-        """Give a slot back, unparked from ``homes``; pass on rings it has not answered."""
-        self.segment.transact(self._release, slot, token, homes)
+    def release(self, slot: int, token: int, homes: Sequence[str], anchor: int) -> None:
+        """Give a slot back, unparked from ``homes``; pass on rings it has not answered.
 
-    def _release(self, slot: int, token: int, homes: Sequence[str]) -> None:
+        Args:
+            anchor: token of the process, which still has the process-specific ones.
+        """
+        self.segment.transact(self._release, slot, token, homes, anchor)
+
+    def _release(self, slot: int, token: int, homes: Sequence[str], anchor: int) -> None:
         words = self.segment.words
         base = L.SLOTS + L.SLOT_WORDS * slot
         if words[base + L.SLOT_TOKEN] != token:
@@ -219,7 +223,7 @@ class Slots:
         for home in homes:
             record = self.records.find(home)
             if record and words[record + L.CH_LOOP] == token:
-                plan[record + L.CH_LOOP] = 0
+                plan[record + L.CH_LOOP] = anchor
             if len(plan) > _PLAN_ROOM:
                 self.segment.commit(plan)
                 plan = Plan(words)
@@ -256,12 +260,18 @@ class Slots:
         logger.info("reaped the slot of dead process %d", words[base + L.SLOT_PID])
         self.segment.commit({base + L.SLOT_TOKEN: 0, base + L.SLOT_HINT: 0})
 
+    def found_dead(self, token: int) -> bool:
+        """Whether a loop was rung in vain and not reaped yet."""
+        return any(token == dead for _, dead in self.dead)
+
     def lives(self, token: int, record: int) -> bool:
         """Whether the loop that receives for a home is not known to be dead.
 
         One that is neither parked there nor has taken what waits may have been killed in
         between: it is asked, by a ring that does no harm.
         """
+        if token & L.ANCHOR:
+            return self.ring(-1, token)
         slot = token & 0xFF
         if self.segment.words[L.SLOTS + L.SLOT_WORDS * slot] != token:
             return False

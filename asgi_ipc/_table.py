@@ -100,7 +100,7 @@ class Table:
                 "shape): stop every process that uses it, unlink it and start again"
             )
         name: bytes = self._segment.memory[start : start + length]
-        return name.decode("ascii", "replace")
+        return name.decode("ascii")
 
     def chain(self, bucket: int) -> Iterator[int]:
         """Yield the records of one bucket, given by its number."""
