@@ -31,6 +31,7 @@ Ring = Callable[[int, int], bool]
 """``ring(slot, token)``: wake that loop; False when its process is known to be dead."""
 
 _PLAN_ROOM = 400  # a plan of this many words is committed before it grows further
+_ALL = (1 << 64) - 1
 _MASK_BYTES = 8 * L.PARKED_WORDS
 
 
@@ -49,8 +50,13 @@ class Slots:
         """Ring one loop parked on a channel, if any, and plan its bit away."""
         start = 8 * (record + L.CH_PARKED)
         mask = int.from_bytes(self.segment.memory[start : start + _MASK_BYTES], "little")
-        if mask:
-            self.wake_parked(plan, record, mask)
+        if not mask:
+            return
+        for part in range(L.PARKED_WORDS):  # who was rung by this plan is parked no more
+            planned = plan.get(record + L.CH_PARKED + part)
+            if planned is not None:
+                mask = mask & ~(_ALL << 64 * part) | planned << 64 * part
+        self.wake_parked(plan, record, mask)
 
     def wake_parked(self, plan: dict[int, int], record: int, mask: int) -> None:
         """Ring one of the loops whose bits are set in ``mask``, and plan its bit away."""

@@ -223,8 +223,8 @@ class MessageStore:
                 raise
             largest = max(letters, key=lambda letter: len(letter.body))
             raise self._memory_full(largest.name, len(largest.body), exc) from exc
-        for record in self._homes_of(letters):
-            self.slots.wake(plan, record)
+        for letter in letters:  # each message wakes a reader of its own
+            self.slots.wake(plan, self.records.find(letter.home))
         self.segment.commit(plan)
         self._afterwards(now, True)
 
@@ -251,9 +251,6 @@ class MessageStore:
             own_name = "" if name == home else name
             self.queues.append(plan, record, leaf, own_name, body, now, now + expiry_ns)
         return plan
-
-    def _homes_of(self, letters: Sequence[Letter]) -> list[int]:
-        return [self.records.find(home) for home in dict.fromkeys(one.home for one in letters)]
 
     def send_group(self, message: GroupMessage) -> tuple[list[str], list[Drop]]:
         """Queue one group message: an envelope for each home, a message for each channel.
