@@ -12,7 +12,7 @@ import fcntl
 import heapq
 import itertools
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -24,11 +24,15 @@ Action = Callable[[], object]
 Received = tuple[str, int]
 
 STEP_LIMIT = 2000
-SOON_S = 1.0  # timers due within it are waited for; the safety look is not
+SOON_S = 0.1  # timers due within it are waited for; the safety look is not
 
 
 class SteppingLoop(asyncio.SelectorEventLoop):
     """A loop whose owner calls ``step``."""
+
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[Any]
+    _timer_cancelled_count: int
 
     def step(self) -> bool:
         """Run the next callback; False if there is none and none is due soon."""
@@ -158,8 +162,8 @@ class World:
         self.waiting.clear()
         left: Counter[Received] = Counter()
         for layer in [*self.layers, self.outside]:
-            channels = {name for name, _ in self.sent} | {home_of(name) for name, _ in self.sent}
-            for channel in channels:
+            names = {name for name, _ in self.sent}
+            for channel in names | {home_of(name) for name in names}:
                 while True:
                     name, message = drive(layer.receive_async([channel], block=False))
                     if message is None:

@@ -15,7 +15,7 @@ MakeLayer = Callable[..., AsyncIPCChannelLayer]
 async def test_each_message_of_a_batch_wakes_a_reader_of_its_own(
     make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three loops parked on one channel get three messages, each woken by the batch itself."""
+    """Three loops parked on one channel get three messages without a safety look."""
     monkeypatch.setattr(_port, "SAFETY_S", 3600.0)  # the net below must not help
     layers = [make_layer() for _ in range(3)]  # each has a slot of its own on this loop
     readers = [asyncio.ensure_future(layer.receive("c")) for layer in layers]

@@ -10,7 +10,7 @@ import pytest
 from asgi_ipc import _layout as L
 from asgi_ipc._check import check_groups
 from asgi_ipc._membership import GroupStore
-from asgi_ipc._segment import Segment
+from asgi_ipc._segment import Plan, Segment
 from asgi_ipc.exceptions import ChannelFull
 from asgi_ipc.names import home_of
 
@@ -140,9 +140,7 @@ def test_a_tombstone_is_no_member_and_ends(groups: Groups, clock: Clock) -> None
     assert not groups.segment.transact(groups.store.groups.find_group, _plan(groups.segment), "g")
 
 
-def _plan(segment: Segment) -> object:
-    from asgi_ipc._segment import Plan
-
+def _plan(segment: Segment) -> Plan:
     return Plan(segment.words)
 
 

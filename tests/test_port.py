@@ -7,7 +7,7 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,24 +17,11 @@ from asgi_ipc import AsyncIPCChannelLayer
 from asgi_ipc import _port as port_module
 from asgi_ipc._bell import PipeBell
 
-from stepping import Action, SteppingLoop, World, drive, places
+from .stepping import Action, SteppingLoop, World, drive, places
 
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
 MakeWorld = Callable[[int], World]
 STEPS = 9
-
-
-@pytest.fixture
-def make_world(make_layer: MakeLayer) -> Iterator[MakeWorld]:
-    made: list[World] = []
-
-    def make(loop_count: int) -> World:
-        made.append(World(make_layer, loop_count))
-        return made[-1]
-
-    yield make
-    for world in made:
-        world.close()
 
 
 # Each scenario starts receives and returns what then happens, in this order. Every way to
@@ -184,7 +171,7 @@ def test_both_kinds_of_bell_wake(
     for where in places(3, 6):
         world.run(two_loops_one_cancelled(world), where)
         assert world.problem() is None, where
-    assert isinstance(next(iter(world.layers[0]._ports.values()))._fittings.bell, PipeBell) == (
+    assert isinstance(world.layers[0]._site.ports()[0]._fittings.bell, PipeBell) == (
         kind == "PipeBell"
     )
 
@@ -214,9 +201,9 @@ def test_many_rings_wake_as_many_receives(make_world: MakeWorld) -> None:
 def test_a_ring_between_draining_and_looking_is_not_lost(make_layer: MakeLayer) -> None:
     """A second sender that has rung but not committed when the bell is drained is waited for."""
     layer, first, second = make_layer(), make_layer(), make_layer()
-    store = layer._messages
+    store = layer._site.messages
     rung, drained, committed = threading.Event(), threading.Event(), threading.Event()
-    segment = second._messages.segment
+    segment = second._site.messages.segment
 
     async def scenario() -> None:
         for name in ("h1", "h2"):
@@ -351,7 +338,7 @@ def test_a_port_that_lost_its_slot_still_gets_its_messages(make_layer: MakeLayer
     for name in os.listdir(directory):
         os.unlink(os.path.join(directory, name))
     drive(other.send("c", {"n": 1}))  # finds no door, and takes the loop for dead
-    port = next(iter(layer._ports.values()))
+    port = layer._site.ports()[0]
     asyncio._set_running_loop(loop)
     port._safety()
     asyncio._set_running_loop(None)

@@ -491,9 +491,10 @@ def test_a_plan_that_fits_no_log_is_our_own_bug(make_segment: MakeSegment) -> No
     """Nothing is written of a plan that is too large or empty."""
     segment = make_segment()
     large = dict.fromkeys(range(L.heap_start(SIZE), L.heap_start(SIZE) + L.LOG_CAPACITY + 1), 1)
-    for plan in ({}, large):
+    empty: dict[int, int] = {}
+    for plan in (empty, large):
         with pytest.raises(AssertionError):
-            segment.transact(lambda plan=plan: segment.commit(plan))
+            segment.transact(segment.commit, plan)
     assert segment.words[L.LOG_N] == 0
     segment.transact(lambda: segment.commit({L.COUNT_FLUSHED: 1}))
 
@@ -539,8 +540,7 @@ def test_a_log_that_names_forbidden_words_is_refused(make_segment: MakeSegment, 
     """Neither the header nor anything outside is ever written by a replay."""
     segment = make_segment()
     segment.transact(lambda: segment.commit({L.COUNT_FLUSHED: 1}))
-    start = L.LOG if hasattr(L, "LOG") else L.LOG_KEYS
-    write_word(path_of(segment), start, key)
+    write_word(path_of(segment), L.LOG, key)
     write_word(path_of(segment), L.LOG_N, 1)
     with pytest.raises(SegmentCorrupt, match="log"):
         segment.transact(lambda: None)

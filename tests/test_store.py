@@ -10,7 +10,8 @@ import pytest
 
 from asgi_ipc import _layout as L
 from asgi_ipc._check import check_messages
-from asgi_ipc._segment import Segment
+from asgi_ipc._fanout import GroupMessage
+from asgi_ipc._segment import Plan, Segment
 from asgi_ipc._store import MessageStore, Taken
 from asgi_ipc.exceptions import ChannelFull, SegmentCorrupt, TooManyLoops
 from asgi_ipc.names import home_of
@@ -268,7 +269,7 @@ def test_abandoned_channels_cost_bounded_memory(make_store: MakeStore, clock: Cl
 
 def test_idle_records_are_forgotten_and_busy_ones_kept(store: Store, clock: Clock) -> None:
     """An empty channel keeps its counters for a minute, one with a parked loop for ever."""
-    slot, _ = store.store.claim_slot(1)
+    slot, _ = store.store.slots.claim(1)
     store.park(slot, "parked")
     store.send("idle")
     store.bodies("idle")
@@ -330,7 +331,7 @@ def test_the_largest_message_fits_again_after_everything_was_read(store: Store) 
 
 def test_a_send_rings_one_parked_loop_and_unparks_it(store: Store) -> None:
     """Of several parked loops one is rung for each message, in turn."""
-    slots = [store.store.claim_slot(number + 1)[0] for number in range(3)]
+    slots = [store.store.slots.claim(number + 1)[0] for number in range(3)]
     for slot in slots:
         store.park(slot, "c")
     for _ in range(3):
@@ -342,7 +343,7 @@ def test_a_send_rings_one_parked_loop_and_unparks_it(store: Store) -> None:
 
 def test_nobody_is_rung_for_another_channel(store: Store) -> None:
     """A loop parked on one channel sleeps through sends to others."""
-    slot, _ = store.store.claim_slot(1)
+    slot, _ = store.store.slots.claim(1)
     store.park(slot, "c")
     store.send("d")
     assert store.rings == []
@@ -350,7 +351,7 @@ def test_nobody_is_rung_for_another_channel(store: Store) -> None:
 
 def test_rings_are_spread_over_the_parked(store: Store) -> None:
     """Loops that park again at once take turns."""
-    slots = [store.store.claim_slot(number + 1)[0] for number in range(4)]
+    slots = [store.store.slots.claim(number + 1)[0] for number in range(4)]
     for slot in slots:
         store.park(slot, "c")
     for _ in range(40):
@@ -363,7 +364,7 @@ def test_rings_are_spread_over_the_parked(store: Store) -> None:
 
 def test_the_ring_comes_before_the_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the moment of the ring the message is not in the queue yet: SYNC POINT "wake"."""
-    slot, _ = store.store.claim_slot(1)
+    slot, _ = store.store.slots.claim(1)
     depths: list[int] = []
 
     def ring(*_: int) -> bool:
@@ -372,7 +373,7 @@ def test_the_ring_comes_before_the_commit(store: Store, monkeypatch: pytest.Monk
         depths.append(words[record + L.CH_SENT] - words[record + L.CH_TAKEN])
         return True
 
-    monkeypatch.setattr(store.store, "_ring", ring)
+    monkeypatch.setattr(store.store.slots, "ring", ring)
     for _ in range(3):
         store.park(slot, "c")
         store.send("c")
@@ -380,15 +381,13 @@ def test_the_ring_comes_before_the_commit(store: Store, monkeypatch: pytest.Monk
     assert depths == [0, 0, 0]
 
 
-def _plan(store: Store) -> Any:
-    from asgi_ipc._segment import Plan
-
+def _plan(store: Store) -> Plan:
     return Plan(store.segment.words)
 
 
 def test_a_dead_loop_is_passed_over_and_reaped(store: Store) -> None:
     """When a ring finds nobody the next parked loop is rung, and the slot is free again."""
-    dead, living = store.store.claim_slot(1)[0], store.store.claim_slot(2)[0]
+    dead, living = store.store.slots.claim(1)[0], store.store.slots.claim(2)[0]
     store.park(dead, "c", "d")
     store.park(living, "c", "d")
     store.dead.add(dead)
@@ -404,11 +403,11 @@ def test_a_dead_loop_is_passed_over_and_reaped(store: Store) -> None:
 
 def test_a_reaped_loops_messages_ring_somebody_else(store: Store) -> None:
     """What a dead loop was rung for and never took is offered to another parked loop."""
-    dead, living = store.store.claim_slot(1)[0], store.store.claim_slot(2)[0]
+    dead, living = store.store.slots.claim(1)[0], store.store.slots.claim(2)[0]
     store.park(dead, "c", "d")
     store.send("c")  # rings it; then it dies
     assert [slot for slot, _ in store.rings] == [dead]
-    store.segment.transact(store.store._park, "c", living, store.token(living))
+    store.segment.transact(store.store.slots.park, "c", living, store.token(living))
     store.dead.add(dead)
     store.send("d")
     assert living in [slot for slot, _ in store.rings]
@@ -416,27 +415,27 @@ def test_a_reaped_loops_messages_ring_somebody_else(store: Store) -> None:
 
 def test_withdrawing_passes_an_unanswered_ring_on(store: Store) -> None:
     """A rung loop that no longer wants the message lets another one know."""
-    first, second = (store.store.claim_slot(number)[0] for number in (1, 2))
+    first, second = (store.store.slots.claim(number)[0] for number in (1, 2))
     store.park(first, "c")
     store.send("c")
-    store.segment.transact(store.store._park, "c", second, store.token(second))
+    store.segment.transact(store.store.slots.park, "c", second, store.token(second))
     store.rings.clear()
-    store.store.withdraw(first, ["c"])
+    store.store.slots.withdraw(first, ["c"])
     assert [slot for slot, _ in store.rings] == [second]
 
 
 def test_withdrawing_unparks(store: Store) -> None:
     """A loop that took its bit back is not rung."""
-    slot, _ = store.store.claim_slot(1)
+    slot, _ = store.store.slots.claim(1)
     store.park(slot, "c", "d")
-    store.store.withdraw(slot, ["c", "d", "unknown"])
+    store.store.slots.withdraw(slot, ["c", "d", "unknown"])
     store.send("c")
     assert store.rings == []
 
 
 def test_taking_leaves_the_other_channels(store: Store) -> None:
     """A receive that got its message is parked nowhere, unless it asked to stay."""
-    slot, token = store.store.claim_slot(1)
+    slot, token = store.store.slots.claim(1)
     store.park(slot, "c", "d")
     store.send("c")
     store.rings.clear()
@@ -452,7 +451,7 @@ def test_taking_leaves_the_other_channels(store: Store) -> None:
 
 def test_leaving_hundreds_of_channels_takes_the_message(store: Store) -> None:
     """However many parked bits go with it, and however few are left in the last plan."""
-    slot, token = store.store.claim_slot(1)
+    slot, token = store.store.slots.claim(1)
     homes = [f"c{number}" for number in range(600)]
     for first_unparked in range(380, 420):
         store.park(slot, *homes)
@@ -466,10 +465,10 @@ def test_leaving_hundreds_of_channels_takes_the_message(store: Store) -> None:
 
 def test_a_look_tells_the_depths_and_parks_on_the_rest(store: Store) -> None:
     """A rung loop learns which channels have how much, in one transaction."""
-    slot, token = store.store.claim_slot(1)
+    slot, token = store.store.slots.claim(1)
     for _ in range(3):
         store.send("c")
-    assert store.store.look(slot, token, ["a", "c", "d"]) == [("c", 3)]
+    assert store.store.slots.look(slot, token, ["a", "c", "d"], hinted=False) == [("c", 3)]
     store.send("d")
     assert [one for one, _ in store.rings] == [slot]
 
@@ -479,31 +478,31 @@ def test_a_look_tells_the_depths_and_parks_on_the_rest(store: Store) -> None:
 
 def test_slots_are_claimed_and_given_back(store: Store) -> None:
     """All slots can be taken; one more is refused; one given back is free."""
-    claimed = [store.store.claim_slot(number + 1) for number in range(L.SLOT_COUNT)]
+    claimed = [store.store.slots.claim(number + 1) for number in range(L.SLOT_COUNT)]
     assert len({slot for slot, _ in claimed}) == L.SLOT_COUNT
     with pytest.raises(TooManyLoops, match=str(L.SLOT_COUNT)):
-        store.store.claim_slot(999)
+        store.store.slots.claim(999)
     slot, token = claimed[77]
-    store.store.release_slot(slot, token, [])
-    assert store.store.claim_slot(1000)[0] == slot
+    store.store.slots.release(slot, token, [])
+    assert store.store.slots.claim(1000)[0] == slot
 
 
 def test_slots_of_the_dead_are_found_when_none_is_free(store: Store) -> None:
     """Before anybody is refused every slot's door is knocked at."""
     for number in range(L.SLOT_COUNT):
-        store.store.claim_slot(number + 1)
+        store.store.slots.claim(number + 1)
     store.dead.update({5, 9})
-    assert store.store.claim_slot(999)[0] == 5
-    assert store.store.claim_slot(1000)[0] == 9
+    assert store.store.slots.claim(999)[0] == 5
+    assert store.store.slots.claim(1000)[0] == 9
 
 
 def test_a_slot_is_only_given_back_by_its_owner(store: Store) -> None:
     """A late release of a slot that was reaped and claimed again does nothing."""
-    slot, token = store.store.claim_slot(1)
-    store.store.release_slot(slot, token, [])
-    again, new_token = store.store.claim_slot(2)
+    slot, token = store.store.slots.claim(1)
+    store.store.slots.release(slot, token, [])
+    again, new_token = store.store.slots.claim(2)
     assert again == slot
-    store.store.release_slot(slot, token, [])
+    store.store.slots.release(slot, token, [])
     assert store.token(slot) == new_token
 
 
@@ -517,7 +516,11 @@ def send_group(
     body: bytes = b"g",
     capacity: int = 100,
 ) -> tuple[list[str], int]:
-    return store.store.send_group("g", body, envelopes, channels, lambda _: capacity, MINUTE_NS)
+    """Send to homes and channels; return the dead homes and how many members were skipped."""
+    targets = [*envelopes, *((channel, 0, 1) for channel in channels)]
+    message = GroupMessage("g", body, targets, lambda _: capacity, MINUTE_NS)
+    dead, drops = store.store.send_group(message)
+    return dead, sum(drop.members for drop in drops)
 
 
 def test_a_group_message_reaches_homes_and_channels(make_store: MakeStore) -> None:
@@ -559,10 +562,10 @@ def test_full_members_are_skipped_and_counted(store: Store) -> None:
 
 def test_a_dead_processs_home_is_reported(store: Store) -> None:
     """Once its slot is reaped, sending to a member of it says so."""
-    slot, token = store.store.claim_slot(1)
+    slot, token = store.store.slots.claim(1)
     store.park(slot, "a!")
     assert send_group(store, [("a!", 1, 1)], []) == ([], 0)
-    store.store.release_slot(slot, token, [])  # dies without having named its homes
+    store.store.slots.release(slot, token, [])  # dies without having named its homes
     assert send_group(store, [("a!", 1, 1)], ["c"]) == (["a!"], 0)
 
 
@@ -615,7 +618,7 @@ def test_thousands_of_members_are_more_than_one_plan(store: Store) -> None:
 def test_a_flush_empties_everything_for_everybody(make_store: MakeStore) -> None:
     """Other processes see it at once; parked loops are rung to park again; totals go on."""
     first, second = make_store(), make_store()
-    slot, _ = first.store.claim_slot(1)
+    slot, _ = first.store.slots.claim(1)
     first.park(slot, "parked")
     for name in ("c", "a!x", "b?y"):
         first.send(name)
@@ -662,7 +665,7 @@ def test_a_queue_that_runs_in_a_circle_is_an_error(store: Store) -> None:
     for _ in range(3):
         store.send("c", expiry_ns=1)
     words = store.segment.words
-    record = store.segment.transact(store.store._find, "c")
+    record = store.segment.transact(store.store.records.find, "c")
     head = words[record + L.CH_HEAD]
     words[head + L.MSG_NEXT] = head
     words[record + L.CH_SENT] = 2**63

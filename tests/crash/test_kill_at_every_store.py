@@ -140,6 +140,10 @@ def test_waiting_loops_are_rung_before_the_commit(make_explorer: MakeExplorer) -
     explorer.explore(world.wait(asleep, list(asleep.homes), others_in=["d"]))
     assert ("parked", "d", asleep.slot) in explorer.look().state
     explorer.explore(world.park_one(awake, "d"))
+    explorer.run(world.wait(asleep, ["c", "d"], others_in=["d"]))
+    explorer.run(world.send(other, "c"))
+    explorer.explore(world.wait(asleep, ["c", "d"], others_in=["d"]))
+    assert not [key for key in explorer.look().state if key[:2] == ("parked", "c")]
     explorer.explore(world.send(one, "home!x"))
     explorer.explore(world.release(second))
     explorer.explore(world.release(first))

@@ -24,7 +24,6 @@ from asgi_ipc.exceptions import ChannelFull
 from asgi_ipc.names import home_of
 
 from .killing import CountedLock, Fuse, Ledger, replace_everywhere
-from .sight import see_messages
 
 SECOND = 1_000_000_000
 FOR_EVER_S = 3600.0
@@ -247,8 +246,9 @@ class World:
         Args:
             others_in: homes that another receive of this loop waits in as well.
         """
-        leave = tuple(home for home in homes if home not in others_in) if loop.homes else ()
-        stay = self._first_with_messages(homes) in others_in
+        shared = bool(set(homes) & set(others_in))
+        alone = tuple(home for home in homes if home not in others_in)
+        leave = alone if loop.homes or shared else ()
 
         def run() -> Taken:
             return loop.actor.messages.take(
@@ -256,7 +256,7 @@ class World:
                 slot=loop.slot,
                 token=loop.token,
                 leave=leave,
-                stay=stay,
+                stay=shared,
                 limit=limit,
             )
 
@@ -272,10 +272,6 @@ class World:
         text = f"slot {loop.slot} waits for {homes}, leaves {leave}, others in {others_in}"
         batch = frozenset({"parked", "loop"} if len(homes) > 1 else ())
         return Op(text, loop.actor, run, settle, loop, batch)
-
-    def _first_with_messages(self, homes: list[str]) -> str:
-        state = see_messages(self.inspected[0], self.clock.now_ns)
-        return next((home for home in homes if ("queue", home) in state), "")
 
     def park_one(self, loop: Loop, home: str) -> Op:
         """Park, the short way."""
