@@ -65,7 +65,7 @@ class Drop(NamedTuple):
 
 
 _ENVELOPE_FACTOR = 10  # queued messages of one group for one home, in capacities
-_PLAN_ROOM = 400  # a plan of this many words is committed before it grows further
+_SLICE = 24  # envelopes in one transaction: about 16 words each, of a log of 512
 
 
 class _Target(NamedTuple):
@@ -85,6 +85,14 @@ class _Targets(NamedTuple):
     drops: list[Drop]
 
 
+class _Planned(NamedTuple):
+    """A planned slice, not yet rung for; ``stored`` is the body's extent."""
+
+    plan: Plan
+    found: _Targets
+    stored: int
+
+
 class Fanout:
     """Group sends into one messages segment; called with its lock held."""
 
@@ -95,61 +103,99 @@ class Fanout:
         self.slots = slots
 
     def send(self, message: GroupMessage) -> tuple[list[str], list[Drop]]:
-        """Plan and commit a group message; see ``MessageStore.send_group``."""
+        """Queue a group message; see ``MessageStore.send_group``."""
         now = time.monotonic_ns()
-        words = self.segment.words
-        body = message.body
-        plan, stored = Plan(words), 0
+        dead: list[str] = []
+        drops: list[Drop] = []
+        stored = 0
+        for first in range(0, len(message.envelopes), _SLICE):
+            part = message.envelopes[first : first + _SLICE]
+            planned = self._plan_with_room(message, part, stored, now)
+            stored = planned.stored
+            dead += planned.found.dead
+            drops += planned.found.drops
+            plan = planned.plan
+            for target in planned.found.targets:
+                self.slots.wake(plan, target.record)
+                loop = self.segment.words[target.record + L.CH_LOOP]
+                if target.version and self.slots.found_dead(loop):
+                    dead.append(target.name)
+            if planned.found.drops:
+                plan[L.COUNT_DROPPED] += sum(drop.members for drop in planned.found.drops)
+            if plan:
+                self.segment.commit(plan)
+        return dead, drops
+
+    def _plan_with_room(
+        self, message: GroupMessage, part: Sequence[Envelope], stored: int, now: int
+    ) -> _Planned:
         try:
-            found, plan, stored = self.records.fit(lambda: self._start(message), now)
+            return self.records.fit(
+                lambda: self._plan(message, part, stored, now, self.records.make_now), now
+            )
         except (HeapFull, OSError) as exc:
             if not is_full(exc):
                 raise
-            found = self._find_targets(message, make=lambda *_: 0)
+        # No more room to be had: whoever still fits gets it, the others are dropped.
+        return self._plan(message, part, stored, now, make=None)
+
+    def _plan(
+        self,
+        message: GroupMessage,
+        part: Sequence[Envelope],
+        stored: int,
+        now: int,
+        make: Callable[..., int] | None,
+    ) -> _Planned:
+        """Find the targets and plan everything for them: anew each time it is called.
+
+        Args:
+            stored: the body's extent, 0 if it is not stored yet.
+            make: makes a channel's record; ``None``: what finds no memory is dropped.
+        """
+        found = self._find_targets(message, part, make=make or (lambda *_: 0))
+        plan = Plan(self.segment.words)
+        size = len(message.body)
+        fresh = not stored and bool(found.targets)
+        try:
+            if fresh:
+                stored = self.queues.store_body(plan, message.body, 0)
+        except HeapFull:
+            if make is not None:
+                raise
             found.drops.extend(_out_of_memory(target) for target in found.targets)
-            found.targets.clear()
+            return _Planned(plan, found._replace(targets=[]), 0)
+        served = []
         for target in found.targets:
-            if len(plan) > _PLAN_ROOM and plan[stored + L.BODY_REFS]:
-                self.segment.commit(plan)
-                plan = Plan(words)
+            name = message.group if target.version else ""
             try:
                 self.queues.append_shared(
                     plan,
                     target.record,
                     target.leaf,
-                    message.group if target.version else "",
+                    name,
                     stored,
-                    len(body),
+                    size,
                     target.version,
                     now,
                     now + message.expiry_ns,
                     target.excluded,
                 )
-            except (HeapFull, OSError) as exc:  # it planned nothing
-                if not is_full(exc):
+            except HeapFull:  # it planned nothing
+                if make is not None:
                     raise
                 found.drops.append(_out_of_memory(target))
                 continue
             plan[stored + L.BODY_REFS] += 1
-            self.slots.wake(plan, target.record)
-            if target.version and self.slots.found_dead(words[target.record + L.CH_LOOP]):
-                found.dead.append(target.name)
-        if stored and not plan[stored + L.BODY_REFS]:
+            served.append(target)
+        if fresh and not served:
             self.queues.heap.free(plan, stored)
-        if found.drops:
-            plan[L.COUNT_DROPPED] += sum(drop.members for drop in found.drops)
-        if plan:
-            self.segment.commit(plan)
-        return found.dead, found.drops
+            stored = 0
+        return _Planned(plan, found._replace(targets=served), stored)
 
-    def _start(self, message: GroupMessage) -> tuple[_Targets, Plan, int]:
-        """Find the targets and plan the body: anew each time, for making room ends records."""
-        found = self._find_targets(message, make=self.records.make_now)
-        plan = Plan(self.segment.words)
-        stored = self.queues.store_body(plan, message.body, 0) if found.targets else 0
-        return found, plan, stored
-
-    def _find_targets(self, message: GroupMessage, *, make: Callable[..., int]) -> _Targets:
+    def _find_targets(
+        self, message: GroupMessage, part: Sequence[Envelope], *, make: Callable[..., int]
+    ) -> _Targets:
         """Find or make the records a group message goes to.
 
         Args:
@@ -157,7 +203,7 @@ class Fanout:
         """
         words = self.segment.words
         found = _Targets([], [], [])
-        for name, version, members, excluded in message.envelopes:
+        for name, version, members, excluded in part:
             record = self.records.find(name) or make(name)
             loop = words[record + L.CH_LOOP] if record else 0
             if loop and not self.slots.lives(loop, record):

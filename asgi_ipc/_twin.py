@@ -54,6 +54,10 @@ class SyncTwin:
         self._layer = layer
         self._loops = PrivateLoops()
 
+    def close(self) -> None:
+        """Let go of the private loops."""
+        self._loops.close()
+
     def send(self, channel: str, message: _Message, *, expiry: float | None = None) -> None:
         """Queue a message."""
         drive(self._layer.send(channel, message, expiry=expiry))

@@ -161,6 +161,8 @@ class AsyncIPCChannelLayer:
     def close_now(self) -> None:
         """Do what ``close`` does, without a loop."""
         self._site.close()
+        if self._twin is not None:
+            self._twin.close()
 
     def unlink(self) -> None:
         """Remove the segments and sockets of this prefix from the machine, and detach.
