@@ -216,7 +216,7 @@ def test_a_batch_may_stop_between_two_plans(
     make_explorer: MakeExplorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group message to more channels than one plan holds reaches some of them, each whole."""
-    monkeypatch.setattr(_fanout, "_PLAN_ROOM", 20)
+    monkeypatch.setattr(_fanout, "_SLICE", 2)
     explorer = make_explorer()
     world = explorer.world
     for number in range(12):

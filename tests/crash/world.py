@@ -325,7 +325,7 @@ class World:
         return Op(
             f"release slot {loop.slot} from {loop.homes}",
             loop.actor,
-            lambda: loop.actor.messages.slots.release(loop.slot, loop.token, loop.homes),
+            lambda: loop.actor.messages.slots.release(loop.slot, loop.token, loop.homes, 0),
             lambda _: self.loops.remove(loop),
             loop,
         )
