@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 __all__ = ["drive", "driving", "pause"]
@@ -19,10 +19,11 @@ R = TypeVar("R")
 
 class _Driver(threading.local):
     is_driving = False
+    sleep: Callable[[float], object] = staticmethod(time.sleep)
 
 
 driving = _Driver()
-"""Of this thread: ``is_driving`` while something here steps through a coroutine itself."""
+"""Of this thread: ``is_driving`` while something steps through a coroutine itself, ``sleep`` how."""
 
 
 def drive(operation: Coroutine[Any, Any, R]) -> R:
@@ -42,6 +43,6 @@ def drive(operation: Coroutine[Any, Any, R]) -> R:
 async def pause(seconds: float) -> None:
     """Let others run: sleep when driven, suspend on an event loop."""
     if driving.is_driving:
-        time.sleep(seconds)
+        driving.sleep(seconds)
     else:
         await asyncio.sleep(seconds)

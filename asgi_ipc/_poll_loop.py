@@ -1,9 +1,9 @@
 """The private loop of a thread that blocks: ``poll`` on a bell and a door, and no more.
 
-It is what a port needs of an event loop, in a hundred lines and one descriptor, where
-asyncio's has three descriptors and 40 µs more a wakeup. A signal handler may raise in the
-middle of it, at any instruction: the coroutine is then closed on the spot, which runs its
-``finally`` clauses, and the loop is as good as before.
+It is what a port needs of an event loop, in a hundred lines and one or two descriptors, where
+asyncio's has three and 40 µs more a wakeup. Signals wait while it works and are served where
+it waits: so what a handler raises comes out of there alone, and never leaves a port, a lock or
+a descriptor half way. The coroutine is then closed, which runs its ``finally`` clauses.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import heapq
 import itertools
 import os
 import select
+import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from ._bell import new_bell, ring
+from ._bell import PipeBell, new_bell, ring
 from ._blocking import driving
 
 __all__ = ["PollLoop", "PrivateLoops"]
 
 R = TypeVar("R")
+
+_ALL_SIGNALS = signal.valid_signals()
 
 
 class _Future:
@@ -56,6 +59,31 @@ class _Timer:
         self.args = ()
 
 
+class SignalMask:
+    """Holds signals back on the main thread, which alone runs handlers."""
+
+    def __init__(self) -> None:
+        self._is_main = threading.current_thread() is threading.main_thread()
+        self._before: set[int | signal.Signals] = set()
+
+    def __enter__(self) -> Self:
+        if self._is_main:
+            self._before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
+        return self
+
+    def hold(self) -> None:
+        """Hold them back again."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
+
+    def serve(self) -> None:
+        """Let them in; the handlers of those that came meanwhile run in here."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_main:
+            self.serve()
+
+
 class PollLoop:
     """An event loop for one thread; it goes with the thread."""
 
@@ -70,7 +98,10 @@ class PollLoop:
         self._on_close: list[Callable[[], None]] = []
         self._is_closed = False
         self._is_running = False
-        self._alarm = new_bell()  # rung by other threads
+        self._mask = SignalMask()
+        self._is_main = threading.current_thread() is threading.main_thread()
+        # Rung by other threads and by signals, which write one byte: no eventfd takes that.
+        self._alarm = PipeBell() if self._is_main else new_bell()
         self.add_reader(self._alarm.read_fd, self._alarm.drain)
 
     # -- what a port asks for ------------------------------------------------------------
@@ -121,9 +152,15 @@ class PollLoop:
 
     # -- running -------------------------------------------------------------------------
 
-    def run(self, operation: Coroutine[Any, Any, R]) -> R:
-        """Run a coroutine to its end; what a signal handler raises comes out of here."""
+    def run(self, operation: Coroutine[Any, Any, R], mask: SignalMask) -> R:
+        """Run a coroutine to its end; what a signal handler raises comes out of here.
+
+        Args:
+            mask: what is held back meanwhile, but for where this waits.
+        """
         self._is_running = driving.is_driving = True
+        self._mask = mask
+        driving.sleep = self._sleep
         try:
             while True:
                 waits_for = operation.send(None)
@@ -135,6 +172,34 @@ class PollLoop:
         finally:
             operation.close()
             self._is_running = driving.is_driving = False
+            driving.sleep = time.sleep
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait for a busy lock: signals are served meanwhile."""
+        if not self._is_main:
+            time.sleep(seconds)
+            return
+        self._mask.serve()
+        try:
+            time.sleep(seconds)
+        finally:
+            self._mask.hold()
+
+    def _wait(self, wait_ms: float | None) -> list[tuple[int, int]]:
+        if not self._is_main:
+            return self._poll.poll(wait_ms)
+        # Python runs handlers between bytecodes. A signal that came after the last one and
+        # before the system call would wait with it; a byte at the alarm ends the poll.
+        before = signal.set_wakeup_fd(self._alarm.ring_fd, warn_on_full_buffer=False)
+        if before != -1:
+            signal.set_wakeup_fd(before)  # an event loop of this thread has its own
+        try:
+            self._mask.serve()
+            return self._poll.poll(wait_ms)
+        finally:
+            self._mask.hold()
+            if before == -1:
+                signal.set_wakeup_fd(-1)
 
     def _run_once(self) -> None:
         now = time.monotonic()
@@ -146,7 +211,7 @@ class PollLoop:
             wait_ms = None
             if self._timers:
                 wait_ms = max(0.0, self._timers[0][0] - now) * 1000 + 1
-            for fd, _ in self._poll.poll(wait_ms):
+            for fd, _ in self._wait(wait_ms):
                 reader = self._readers.get(fd)
                 if reader is not None:
                     reader()
@@ -158,16 +223,16 @@ class PollLoop:
         """Give everything back; in a forked child, only what is the child's."""
         if self._is_closed or self._is_running:
             return
-        if os.getpid() == self.pid:
-            for callback in self._on_close:
-                callback()
-        self._is_closed = True
-        self._readers.clear()
-        self._alarm.close()
+        with SignalMask():
+            if os.getpid() == self.pid:
+                for callback in self._on_close:
+                    callback()
+            self._is_closed = True
+            self._readers.clear()
+            self._alarm.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_alarm"):  # else a signal came while it was made
-            self.close()
+        self.close()
 
 
 class PrivateLoops:
@@ -178,10 +243,11 @@ class PrivateLoops:
 
     def run(self, make_operation: Callable[[PollLoop], Coroutine[Any, Any, R]]) -> R:
         """Run a coroutine, made for this thread's loop, to its end."""
-        loop: PollLoop | None = getattr(self._threads, "loop", None)
-        if loop is None or loop.is_closed() or loop.is_running() or loop.pid != os.getpid():
-            loop = self._threads.loop = PollLoop()
-        return loop.run(make_operation(loop))
+        with SignalMask() as mask:
+            loop: PollLoop | None = getattr(self._threads, "loop", None)
+            if loop is None or loop.is_closed() or loop.is_running() or loop.pid != os.getpid():
+                loop = self._threads.loop = PollLoop()
+            return loop.run(make_operation(loop), mask)
 
     def close(self) -> None:
         """Let go of the loops; those that are running end with their thread."""

@@ -133,10 +133,17 @@ class Reception:
                     # No await since the look above: every wake from here on finds the future.
                     waiter.future = loop.create_future()
                     if not await self._sleep(loop, waiter, deadline):
-                        return None
+                        return self._last_look(keys, homes)
             finally:
                 port.remove(waiter, got=took)
             self._check_not_closed(closings)
+
+    def _last_look(self, keys: tuple[str, ...], homes: tuple[str, ...]) -> Received | None:
+        """Look once more when the time is over, unless the lock is busy."""
+        try:
+            return self._take(keys, homes)
+        except LockBusy:
+            return None
 
     def _check_not_closed(self, closings: int) -> None:
         if self.site.closings != closings:
@@ -326,6 +333,7 @@ class Reception:
         Called with the mutex held. Soon: before the next drain, after ``_OWED`` of them, or in
         the loop's next round, whichever comes first.
         """
+        self._check_inbox_epoch()
         self._owed.append((leaf, ident))
         loop = asyncio._get_running_loop()
         if len(self._owed) >= _OWED or loop is None:
@@ -349,7 +357,7 @@ class Reception:
         if (not owed and not dropped) or not self.site.is_open:
             return
         try:
-            self.site.messages.credit(owed, dropped)
+            self.site.messages.credit(owed, dropped, epoch=self._inbox_epoch)
         except LockBusy:
             with self.site.mutex:
                 self._owed += owed
@@ -362,6 +370,7 @@ class Reception:
         if epoch != self._inbox_epoch:  # flushed by somebody
             self._inbox_epoch = epoch
             self._inboxes.clear()
+            self._owed.clear()
 
     def on_safety(self) -> None:
         """Drop what has expired in the inboxes, and wake whoever could have what is there."""

@@ -61,6 +61,8 @@ _LOG_END_OF_FOUR = _LOG_START + 64
 _PAIRS = [struct.Struct(f"<{2 * count}Q").pack for count in range(L.LOG_CAPACITY + 1)]
 _FOUR_PAIRS = _PAIRS[4]
 
+_PICKLE_2 = 0x0280  # what the original package kept in its segments
+
 PATIENCE_S = 0.002  # how long one attempt may hold up its thread; the callers wait beyond it
 _YIELDS = 30  # a holder is usually done within a few µs: let it run before sleeping
 
@@ -194,6 +196,11 @@ class Segment:
             return
         # Read, not mapped: touching a hole through a mapping is a SIGBUS on a full filesystem.
         head = struct.unpack("<3Q", os.pread(fd, 24, 0))
+        if head[L.MAGIC_WORD] & 0xFFFF == _PICKLE_2:
+            raise SegmentMismatch(
+                f"segment {self.name} was left by asgi_ipc 1.x: stop every process that still uses "
+                "it, remove it (docs/channels1.md has the command), or choose another prefix"
+            )
         if head[L.MAGIC_WORD] not in (0, L.MAGIC):
             raise SegmentMismatch(
                 f"{self.name} exists but is not a segment of asgi_ipc (magic "

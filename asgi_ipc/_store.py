@@ -169,11 +169,7 @@ class MessageStore:
         counted = leaf or record
         depth = words[counted + L.CH_SENT] - words[counted + L.CH_TAKEN]
         if depth >= capacity:
-            depth = self._drop_for_room(record, counted, now)
-            if leaf and self._is_stale(leaf, record, now):
-                # What it still counts has expired in the inbox of somebody who died.
-                self.segment.commit({leaf + L.CH_TAKEN: words[leaf + L.CH_SENT]})
-                depth = 0
+            depth = self._drop_for_room(record, leaf, now)
             if depth >= capacity:
                 raise self._channel_full(name, counted, depth, capacity)
             plan = Plan(words)
@@ -194,8 +190,9 @@ class MessageStore:
             and words[home + L.CH_SENT] == words[home + L.CH_TAKEN]
         )
 
-    def _drop_for_room(self, record: int, counted: int, now: int) -> int:
+    def _drop_for_room(self, record: int, leaf: int, now: int) -> int:
         """Drop what has expired at the head of a full queue; return the depth that is left."""
+        counted = leaf or record
         words = self.segment.words
         while True:
             plan = Plan(words)
@@ -203,6 +200,9 @@ class MessageStore:
             if dropped:
                 self.segment.commit(plan)
             if dropped < DROPS:
+                if leaf and self._is_stale(leaf, record, now):
+                    # What it still counts has expired in the inbox of somebody who died.
+                    self.segment.commit({leaf + L.CH_TAKEN: words[leaf + L.CH_SENT]})
                 depth: int = words[counted + L.CH_SENT] - words[counted + L.CH_TAKEN]
                 return depth
 
@@ -243,7 +243,7 @@ class MessageStore:
             counted = leaf or record
             if plan[counted + L.CH_SENT] - plan[counted + L.CH_TAKEN] >= capacity:
                 # What is here is planned only: dropping what has expired may commit.
-                depth = self._drop_for_room(record, counted, now)
+                depth = self._drop_for_room(record, leaf, now)
                 planned = plan[counted + L.CH_SENT] - self.segment.words[counted + L.CH_SENT]
                 if depth + planned >= capacity or planned:
                     raise self._channel_full(name, counted, depth + planned, capacity)
@@ -439,15 +439,18 @@ class MessageStore:
             total_bytes += len(message.body)
         return popped
 
-    def credit(self, leaves: Sequence[tuple[int, int]], dropped: int = 0) -> None:
+    def credit(self, leaves: Sequence[tuple[int, int]], dropped: int = 0, *, epoch: int) -> None:
         """Uncount messages that left an inbox, given as ``(leaf, ident)``.
 
         Args:
             dropped: group messages an inbox had no room for, to be counted.
+            epoch: when they were taken; nothing of it is left after a flush.
         """
-        self.segment.transact(self._credit, leaves, dropped)
+        self.segment.transact(self._credit, leaves, dropped, epoch)
 
-    def _credit(self, leaves: Sequence[tuple[int, int]], dropped: int) -> None:
+    def _credit(self, leaves: Sequence[tuple[int, int]], dropped: int, epoch: int) -> None:
+        if self.segment.words[L.EPOCH] != epoch:
+            leaves = ()
         plan = Plan(self.segment.words)
         if dropped:
             plan[L.COUNT_DROPPED] += dropped
