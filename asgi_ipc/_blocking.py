@@ -23,7 +23,7 @@ class _Driver(threading.local):
 
 
 driving = _Driver()
-"""Of this thread: ``is_driving`` while something steps through a coroutine itself, ``sleep`` how."""
+"""Of this thread: whether something steps through a coroutine itself, and how it sleeps then."""
 
 
 def drive(operation: Coroutine[Any, Any, R]) -> R:

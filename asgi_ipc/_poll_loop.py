@@ -63,7 +63,7 @@ class SignalMask:
     """Holds signals back on the main thread, which alone runs handlers."""
 
     def __init__(self) -> None:
-        self._is_main = threading.current_thread() is threading.main_thread()
+        self._is_main = threading.get_ident() == threading.main_thread().ident
         self._before: set[int | signal.Signals] = set()
 
     def __enter__(self) -> Self:
@@ -99,7 +99,7 @@ class PollLoop:
         self._is_closed = False
         self._is_running = False
         self._mask = SignalMask()
-        self._is_main = threading.current_thread() is threading.main_thread()
+        self._is_main = threading.get_ident() == threading.main_thread().ident
         # Rung by other threads and by signals, which write one byte: no eventfd takes that.
         self._alarm = PipeBell() if self._is_main else new_bell()
         self.add_reader(self._alarm.read_fd, self._alarm.drain)
