@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from ._bell import Bell, Door, Ringer, new_bell, ring
+from ._blocking import driving
 from ._segment import LockBusy
 from ._store import MessageStore
 from .exceptions import IPCError
@@ -28,6 +29,7 @@ logger = logging.getLogger("asgi_ipc")
 
 SAFETY_S = 5.0  # how often a loop with waiters looks unasked: the net below lost processes
 _RETRY_S = 0.002
+_PATIENT_TRIES = 50  # of 2 ms each
 
 
 class Timer(Protocol):
@@ -143,6 +145,7 @@ class Port:
         self._waiters: dict[str, dict[Waiter, None]] = {}
         self._homes: dict[str, int] = {}  # how many waiters wait in each home
         self._ever: set[str] = set()  # process-specific homes this loop has received for
+        self._to_withdraw: set[str] = set()  # when the lock is free again
         self._waiter_count = 0
         self._timer: Timer | None = None
         self._look_is_due = False
@@ -347,16 +350,23 @@ class Port:
     def _withdraw(self, homes: list[str]) -> None:
         if not homes:
             return
-        try:
-            self._store.slots.withdraw(self.slot, homes)
-        except LockBusy:
-            loop = self._loop()
-            if loop is not None and not loop.is_closed():
-                loop.call_later(_RETRY_S, self._withdraw_again, homes)
+        # A private loop stands still after this: it may take its time, nobody else is held up.
+        for _ in range(_PATIENT_TRIES if driving.is_driving else 1):
+            try:
+                self._store.slots.withdraw(self.slot, homes)
+            except LockBusy:
+                continue
+            self._to_withdraw.difference_update(homes)
+            return
+        self._to_withdraw.update(homes)
+        loop = self._loop()
+        if loop is not None and not loop.is_closed():
+            loop.call_later(_RETRY_S, self._withdraw_again)
 
-    def _withdraw_again(self, homes: list[str]) -> None:
+    def _withdraw_again(self) -> None:
         if self.is_open:
-            self._withdraw([home for home in homes if home not in self._homes])
+            self._to_withdraw.difference_update(self._homes)
+            self._withdraw(list(self._to_withdraw))
 
     def _safety(self) -> None:
         self._timer = None
@@ -386,7 +396,10 @@ class Port:
         try:
             if not self._store.segment.closed:
                 self._store.slots.release(
-                    self.slot, self.token, [*self._homes, *self._ever], self._anchor
+                    self.slot,
+                    self.token,
+                    [*self._homes, *self._ever, *self._to_withdraw],
+                    self._anchor,
                 )
         except (LockBusy, IPCError):
             pass  # its door is closed: whoever rings next reaps the slot
