@@ -54,13 +54,18 @@ class Members:
     """The process that owns the members."""
 
     def __init__(self, **options: Any) -> None:
-        self._layer = AsyncIPCChannelLayer(**options)
+        self._layer = self.make_layer(**options)
         self._tasks: list[asyncio.Task[None]] = []
         self._count: Counter[int] = Counter()
         self._doubled: Counter[int] = Counter()
         self._last_ns = 0
         self._awaited = (0, 0)
         self._complete = asyncio.Event()
+
+    @staticmethod
+    def make_layer(**options: Any) -> Any:
+        """The layer whose members they are."""
+        return AsyncIPCChannelLayer(**options)
 
     async def join(self, groups: dict[str, int]) -> None:
         """As many channels as the largest group has members; the first of them are in all."""

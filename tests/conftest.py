@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from .stepping import World
 
 SHM = "/dev/shm"
 OURS = f"test-{os.getpid()}-"
+HAS_FAILED = pytest.StashKey[bool]()
 PATIENCE_S = 30.0  # how long a child may take to say something before the test gives up
 
 
@@ -48,11 +49,24 @@ def _children() -> set[str]:
     return found
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember whether a test failed: its traceback keeps alive what it had in its hands."""
+    report = yield
+    if report.failed:
+        item.stash[HAS_FAILED] = True
+    return report
+
+
 @pytest.fixture(autouse=True)
-def leaves_nothing_behind() -> Iterator[None]:
+def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test that leaves a segment, socket, descriptor, process or thread behind."""
     before = _belongings()
     yield
+    if HAS_FAILED in request.node.stash:
+        return
     gc.collect()
     after = _belongings()
     left = {kind: sorted(after[kind] - before[kind]) for kind in after}
@@ -64,7 +78,13 @@ def _belongings() -> dict[str, set[str]]:
         "shared memory": {name for name in os.listdir(SHM) if name.startswith(OURS)},
         "descriptors": _descriptors(),
         "processes": _children(),
-        "threads": {str(thread) for thread in threading.enumerate()},
+        "threads": {
+            str(thread)
+            for thread in threading.enumerate()
+            # What is left when a thread that has ended is asked for its name by the garbage
+            # collector, which found an old task in it.
+            if not isinstance(thread, threading._DummyThread)
+        },
     }
 
 

@@ -12,6 +12,7 @@ import fcntl
 import heapq
 import itertools
 import os
+import selectors
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -33,6 +34,9 @@ class SteppingLoop(asyncio.SelectorEventLoop):
     _ready: deque[asyncio.Handle]
     _scheduled: list[Any]
     _timer_cancelled_count: int
+    _clock_resolution: float
+    _selector: selectors.BaseSelector
+    _process_events: Callable[[list[Any]], None]
 
     def step(self) -> bool:
         """Run the next callback; False if there is none and none is due soon."""

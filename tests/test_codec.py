@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_ipc._codec import RESERVED_KEY, decode, encode
-from asgi_ipc.exceptions import InvalidMessage, UnserialisableValue
+from asgi_ipc.exceptions import InvalidMessage, SegmentCorrupt, UnserialisableValue
 
 
 class SafeText(str):
@@ -212,16 +212,16 @@ def test_surrogates_and_tuple_keys_together_survive(message: dict[Any, Any]) -> 
 
 @pytest.mark.parametrize("body", [b"", b"\xc1", b"\x81", msgpack.packb([1]), b"\x80\x80", b"\x93"])
 def test_bytes_that_are_no_message_are_an_error(body: bytes) -> None:
-    """Damaged bytes end in a ValueError, never in something that is not a dict."""
-    with pytest.raises(ValueError):
+    """Damaged bytes end in SegmentCorrupt, never in something that is not a dict."""
+    with pytest.raises(SegmentCorrupt):
         decode(body)
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_give_a_dict_or_a_value_error(body: bytes) -> None:
+def test_any_bytes_give_a_dict_or_the_one_error(body: bytes) -> None:
     """No bytes whatever get more out of the decoder than that."""
     try:
         message = decode(body)
-    except ValueError:
+    except SegmentCorrupt:
         return
     assert isinstance(message, dict)

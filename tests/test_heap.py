@@ -34,8 +34,11 @@ class Arena:
         return extent
 
     def _allocate(self, size_bytes: int) -> int:
-        plan = Plan(self.segment.words)
-        extent = self.heap.allocate(plan, size_bytes, KIND)
+        def attempt() -> tuple[Plan, int]:
+            plan = Plan(self.segment.words)
+            return plan, self.heap.allocate(plan, size_bytes, KIND)
+
+        plan, extent = self.heap.fit(attempt, lambda: None)
         self.segment.commit(plan)
         return extent
 
@@ -118,10 +121,13 @@ def test_two_growths_in_one_plan_do_not_overlap(make_arena: Callable[..., Arena]
     arena = make_arena()
     segment = arena.segment
 
-    def operation() -> tuple[int, int]:
+    def attempt() -> tuple[Plan, int, int]:
         plan = Plan(segment.words)
         small = arena.heap.allocate(plan, 200, KIND)
-        large = arena.heap.allocate(plan, 2 << 20, KIND)
+        return plan, small, arena.heap.allocate(plan, 2 << 20, KIND)
+
+    def operation() -> tuple[int, int]:
+        plan, small, large = arena.heap.fit(attempt, lambda: None)
         segment.commit(plan)
         return small, large
 
@@ -184,6 +190,45 @@ def test_a_full_heap_says_so_and_goes_on(make_arena: Callable[..., Arena]) -> No
     arena.free(next(iter(arena.held)))
     arena.allocate(1000)
     arena.check()
+
+
+def test_what_is_filled_before_the_commit_is_not_written_over_by_it(
+    make_arena: Callable[..., Arena],
+) -> None:
+    """Neither by the plan of the same operation nor by a growth, wherever the heap had ended."""
+    arena = make_arena(32 << 20)
+    segment = arena.segment
+    chance = random.Random(3)
+
+    def operation(size_bytes: int, is_large: bool) -> list[tuple[int, bytes]]:
+        def attempt() -> tuple[Plan, list[tuple[int, bytes]]]:
+            plan = Plan(segment.words)
+            filled = []
+            for size in (chance.randrange(30, 400), size_bytes):
+                extent = arena.heap.allocate(plan, size, KIND if is_large else L.EXTENT_CHANNEL)
+                content = chance.randbytes(size - 8 * L.DATA)
+                start = 8 * (extent + L.DATA)
+                segment.memory[start : start + len(content)] = content
+                filled.append((extent, content))
+            return plan, filled
+
+        plan, filled = arena.heap.fit(attempt, lambda: None)
+        segment.commit(plan)
+        return filled
+
+    held: list[tuple[int, bytes]] = []
+    for step in range(300):
+        size = chance.choice((50, 300, 5000, 300_000, 1_500_000, 3_000_000))
+        while len(held) > 12 or sum(len(one) for _, one in held) > 16 << 20:
+            extent, content = held.pop(chance.randrange(len(held)))
+            start = 8 * (extent + L.DATA)
+            assert segment.memory[start : start + len(content)] == content
+            segment.transact(arena._free, extent)
+        held += segment.transact(operation, size, step % 2 == 0)
+        for extent, content in held:
+            start = 8 * (extent + L.DATA)
+            assert segment.memory[start : start + len(content)] == content
+        arena.walk()
 
 
 def test_a_failed_growth_leaves_no_trace(

@@ -15,7 +15,7 @@ import asgi_ipc
 # A module may import from rooms above its own line in this list, never from its own or below.
 ROOMS = [
     {"exceptions", "_layout"},
-    {"names", "capacity", "_codec"},
+    {"names", "capacity", "_codec", "_blocking"},
     {"_segment"},
     {"_heap", "_check"},
     {"_table"},
@@ -24,18 +24,24 @@ ROOMS = [
     {"_slots", "_statistics", "_membership", "_bell", "_inbox"},
     {"_fanout"},
     {"_store"},
-    {"_port"},
+    {"_port", "_poll_loop"},
+    {"_twin"},
     {"_site"},
     {"_reception"},
     {"aio"},
     {"_twisted"},
     {"sync"},
     {"channels", "interface", "cli", "__init__", "__main__"},
+    {"pytest_plugin"},
 ]
 # Within one room, in this direction only.
 NEIGHBOURS = {("cli", "interface")}
 THIRD_PARTY = {"posix_ipc", "msgpack"}
-AT_HOME = {"channels": {"channels", "django"}, "_twisted": {"twisted", "zope"}}
+AT_HOME = {
+    "pytest_plugin": {"pytest"},
+    "channels": {"channels", "django"},
+    "_twisted": {"twisted", "zope"},
+}
 
 assert asgi_ipc.__file__ is not None
 PACKAGE = Path(asgi_ipc.__file__).parent

@@ -257,6 +257,33 @@ def test_a_ring_between_draining_and_looking_is_not_lost(make_layer: MakeLayer) 
     asyncio.run(scenario())
 
 
+def test_a_ring_during_the_look_is_not_lost(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that comes right after the loop has looked rings it again."""
+    world = make_world(1)
+    slots = world.layers[0]._site.messages.slots
+    look = slots.look
+    sends = 0
+
+    def look_then_send(*arguments: Any, **options: Any) -> Any:
+        nonlocal sends
+        found = look(*arguments, **options)
+        if sends:
+            sends -= 1
+            world.send("c")
+        return found
+
+    monkeypatch.setattr(slots, "look", look_then_send)
+    for channel in ("a", "b", "c", "c"):  # the first time rings at the door, then the bell
+        tasks = [world.wait(0, name) for name in ("a", "b", "c")]
+        sends = 1
+        world.send(channel)
+        world.settle()
+        assert tasks[2].done()
+        assert world.problem() is None
+
+
 def test_a_closed_loop_is_not_rung_in_place_of_a_living_one(make_layer: MakeLayer) -> None:
     """A loop that was closed with a receive pending does not swallow rings."""
     layer, other = make_layer(), make_layer()
@@ -325,6 +352,8 @@ def test_closing_a_loop_gives_its_slot_back(make_layer: MakeLayer) -> None:
 
     for _ in range(300):
         asyncio.run(receive())
+    assert len(os.listdir(f"/dev/shm/{layer.prefix}-bells")) == 1  # the process's own anchor
+    layer.close_now()
     assert os.listdir(f"/dev/shm/{layer.prefix}-bells") == []
 
 

@@ -553,10 +553,13 @@ def test_a_reset_empties_heap_and_table(make_segment: MakeSegment) -> None:
     segment = make_segment()
     queues = Queues(segment)
 
-    def create() -> None:
+    def attempt() -> Plan:
         plan = Plan(segment.words)
         queues.create_channel(plan, "c")
-        segment.commit(plan)
+        return plan
+
+    def create() -> None:
+        segment.commit(queues.heap.fit(attempt, lambda: None))
 
     segment.transact(create)
     assert segment.transact(lambda: queues.find_channel(Plan(segment.words), "c"))

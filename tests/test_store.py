@@ -10,7 +10,7 @@ import pytest
 
 from asgi_ipc import _layout as L
 from asgi_ipc._check import check_messages
-from asgi_ipc._fanout import GroupMessage
+from asgi_ipc._fanout import Envelope, GroupMessage
 from asgi_ipc._segment import Plan, Segment
 from asgi_ipc._store import MessageStore, Taken
 from asgi_ipc.exceptions import ChannelFull, SegmentCorrupt, TooManyLoops
@@ -199,7 +199,9 @@ def test_a_drained_message_stays_counted_until_it_is_credited(store: Store) -> N
     taken = store.take("a!", limit=8, wanted=())
     with pytest.raises(ChannelFull):
         store.send("a!x", capacity=2)
-    store.store.credit([(one.leaf, one.leaf_ident) for one in taken.messages[:1]])
+    store.store.credit(
+        [(one.leaf, one.leaf_ident) for one in taken.messages[:1]], epoch=store.store.epoch()
+    )
     store.send("a!x", capacity=2)
     with pytest.raises(ChannelFull):
         store.send("a!x", capacity=2)
@@ -483,7 +485,7 @@ def test_slots_are_claimed_and_given_back(store: Store) -> None:
     with pytest.raises(TooManyLoops, match=str(L.SLOT_COUNT)):
         store.store.slots.claim(999)
     slot, token = claimed[77]
-    store.store.slots.release(slot, token, [])
+    store.store.slots.release(slot, token, [], 0)
     assert store.store.slots.claim(1000)[0] == slot
 
 
@@ -499,10 +501,10 @@ def test_slots_of_the_dead_are_found_when_none_is_free(store: Store) -> None:
 def test_a_slot_is_only_given_back_by_its_owner(store: Store) -> None:
     """A late release of a slot that was reaped and claimed again does nothing."""
     slot, token = store.store.slots.claim(1)
-    store.store.slots.release(slot, token, [])
+    store.store.slots.release(slot, token, [], 0)
     again, new_token = store.store.slots.claim(2)
     assert again == slot
-    store.store.slots.release(slot, token, [])
+    store.store.slots.release(slot, token, [], 0)
     assert store.token(slot) == new_token
 
 
@@ -517,7 +519,8 @@ def send_group(
     capacity: int = 100,
 ) -> tuple[list[str], int]:
     """Send to homes and channels; return the dead homes and how many members were skipped."""
-    targets = [*envelopes, *((channel, 0, 1) for channel in channels)]
+    targets = [Envelope(*one) for one in envelopes]
+    targets += [Envelope(channel, 0, 1) for channel in channels]
     message = GroupMessage("g", body, targets, lambda _: capacity, MINUTE_NS)
     dead, drops = store.store.send_group(message)
     return dead, sum(drop.members for drop in drops)
@@ -565,7 +568,7 @@ def test_a_dead_processs_home_is_reported(store: Store) -> None:
     slot, token = store.store.slots.claim(1)
     store.park(slot, "a!")
     assert send_group(store, [("a!", 1, 1)], []) == ([], 0)
-    store.store.slots.release(slot, token, [])  # dies without having named its homes
+    store.store.slots.release(slot, token, [], 0)  # dies without having named its homes
     assert send_group(store, [("a!", 1, 1)], ["c"]) == (["a!"], 0)
 
 
@@ -637,9 +640,10 @@ def test_a_late_credit_after_a_flush_does_nothing(store: Store) -> None:
     """A leaf that is gone, even one whose place was taken, is not counted down."""
     store.send("a!x")
     taken = store.take("a!", limit=8)
+    epoch = store.store.epoch()
     store.store.flush()
     store.send("a!x", capacity=1)
-    store.store.credit([(one.leaf, one.leaf_ident) for one in taken.messages])
+    store.store.credit([(one.leaf, one.leaf_ident) for one in taken.messages], epoch=epoch)
     with pytest.raises(ChannelFull):
         store.send("a!x", capacity=1)
 

@@ -338,7 +338,12 @@ class World:
             del actor.credits[:count]
 
         text = f"credit {len(leaves)}"
-        return Op(text, actor, lambda: actor.messages.credit(leaves, dropped=1), settle)
+        return Op(
+            text,
+            actor,
+            lambda: actor.messages.credit(leaves, 1, epoch=actor.messages.epoch()),
+            settle,
+        )
 
     def flush_messages(self, actor: Actor) -> Op:
         """Drop every message; the inboxes follow at once."""

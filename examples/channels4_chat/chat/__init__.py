@@ -1,0 +1,1 @@
+"""A chat over several server processes that share nothing but a channel layer."""
