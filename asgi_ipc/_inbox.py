@@ -47,6 +47,10 @@ class Inboxes:
         queue = self._by_name.get(name)
         return len(queue) if queue else 0
 
+    def has(self, key: str) -> bool:
+        """Whether anything waits for a full name, or for a whole home."""
+        return key in self._by_name or key in self._by_home
+
     def names(self) -> list[str]:
         """Return the full names that have messages here."""
         return list(self._by_name)

@@ -65,11 +65,21 @@ class Waiter:
         future: while it is asleep; resolved when it should look again, or when its time is over.
         was_woken: it was asked to look again.
         is_late: its time is over.
+        has_duty: it was rung for its home, so whatever it finds elsewhere it must look there.
         found_in_inbox: it got a message that somebody else had drained.
         parked: it has been waiting, so its loop's parked bits may be set.
     """
 
-    __slots__ = ("found_in_inbox", "future", "homes", "is_late", "keys", "parked", "was_woken")
+    __slots__ = (
+        "found_in_inbox",
+        "future",
+        "has_duty",
+        "homes",
+        "is_late",
+        "keys",
+        "parked",
+        "was_woken",
+    )
 
     def __init__(self, keys: Sequence[str], homes: Sequence[str]) -> None:
         self.keys = keys
@@ -79,6 +89,7 @@ class Waiter:
         self.is_late = False
         self.found_in_inbox = False
         self.was_woken = False
+        self.has_duty = False
 
     def time_is_over(self) -> None:
         """Wake it for the last time."""
@@ -230,7 +241,7 @@ class Port:
         self._waiter_count -= 1
         if not got and (waiter.parked or waiter.was_woken) and self.is_open:
             self._withdraw([home for home in waiter.homes if home not in self._homes])
-            if others and waiter.was_woken:
+            if others and waiter.was_woken and (waiter.has_duty or not waiter.found_in_inbox):
                 for key in waiter.keys:  # what it was woken for may lie in an inbox
                     self._wake_here(key, 1)
                 self.look_soon()
@@ -416,7 +427,11 @@ class Port:
 
 def _wake_one(waiters: Iterable[Waiter]) -> bool:
     """Make sure that one of them looks; False if all are cancelled."""
-    return any(waiter.wake() or waiter.will_look() for waiter in waiters)
+    for waiter in waiters:
+        if waiter.wake() or waiter.will_look():
+            waiter.has_duty = True
+            return True
+    return False
 
 
 async def _until_closed(port: weakref.ref[Port]) -> AsyncGenerator[None, None]:

@@ -90,7 +90,7 @@ class Reception:
             ready = self.site.messages.may_have(keys[0])
         else:
             homes = tuple(dict.fromkeys(home_of(key) for key in keys))
-            ready = self._seems_ready(homes)
+            ready = self._seems_ready(keys, homes)
         if not block or ready:
             try:
                 got = self._take(keys, homes)
@@ -118,7 +118,7 @@ class Reception:
             port.add(waiter)
             try:
                 while port.is_open:
-                    if not self._parks_at_once(homes, port, waiter):
+                    if not self._parks_at_once(keys, homes, port, waiter):
                         try:
                             got = self._take(keys, homes, port, waiter)
                         except LockBusy:
@@ -167,20 +167,24 @@ class Reception:
             timer.cancel()
         return not waiter.is_late
 
-    def _parks_at_once(self, homes: tuple[str, ...], port: Port, waiter: Waiter) -> bool:
+    def _parks_at_once(
+        self, keys: tuple[str, ...], homes: tuple[str, ...], port: Port, waiter: Waiter
+    ) -> bool:
         """Whether a first look could be spared: one home, and it is empty."""
         return (
             not waiter.parked
             and len(homes) == 1
-            and not self._inboxes.count
+            and not self._lies_in_inbox(keys)
             and self.site.messages.slots.park_one(homes[0], port.slot, port.token)
         )
 
-    def _seems_ready(self, homes: tuple[str, ...]) -> bool:
-        if self._inboxes.count:
-            return True
+    def _seems_ready(self, keys: tuple[str, ...], homes: tuple[str, ...]) -> bool:
         may_have = self.site.messages.may_have
-        return any(may_have(home) for home in homes)
+        return self._lies_in_inbox(keys) or any(may_have(home) for home in homes)
+
+    def _lies_in_inbox(self, keys: tuple[str, ...]) -> bool:
+        has = self._inboxes.has
+        return bool(self._inboxes.count) and any(has(key) for key in keys)
 
     # -- taking --------------------------------------------------------------------------
 
@@ -207,13 +211,15 @@ class Reception:
             return self._decoded(taken.messages[0]) if taken.messages else None
         with self.site.mutex:  # so that what two loops drain arrives in the order it was drained
             while True:
-                if self._inboxes.count:
+                if self._lies_in_inbox(keys):
                     got = self._take_from_inboxes(keys)
                     if got is not None:
                         if waiter is not None:
                             waiter.found_in_inbox = True
                         return got
                 taken = self._take_messages(keys, homes, port, waiter)
+                if waiter is not None:
+                    waiter.has_duty = False
                 if not taken.messages:
                     return None
                 first = taken.messages[0]
