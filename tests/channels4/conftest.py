@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -93,6 +94,11 @@ def every_clock(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def thread_of_sync_code() -> None:
-    """Start the one thread that asgiref keeps for sync code before any test is watched."""
+def before_all_tests() -> None:
+    """Start the one thread that asgiref keeps for sync code before any test is watched.
+
+    And let the collection after each test pass over Django, which is most of its time.
+    """
     asyncio.run(sync_to_async(int)())
+    gc.collect()
+    gc.freeze()

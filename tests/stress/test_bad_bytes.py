@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from asgi_ipc import _layout as L
+
 if TYPE_CHECKING:
     from ..conftest import Child
 
@@ -151,13 +153,17 @@ def used_words(path: str, header_words: int) -> list[int]:
     ]
 
 
+def word_bytes(word: int, value: int) -> list[tuple[int, int]]:
+    return [(8 * word + byte, value >> 8 * byte & 0xFF) for byte in range(8)]
+
+
 HEADER_WORDS = 320  # magic to the quick lists; the log and the slots are in the random part
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("part", [0, 1], ids=["messages", "groups"])
 def test_every_byte_of_the_header(start: Start, prefix: str, part: int) -> None:
-    """Each byte of each header word that is in use, turned into something else."""
+    """Each byte of each word in use turned into something else; of the first words, into much."""
     victims = Victims(start)
     path = f"/dev/shm/{prefix}-{('messages', 'groups')[part]}"
     with open(path, "rb") as file:
@@ -167,9 +173,12 @@ def test_every_byte_of_the_header(start: Start, prefix: str, part: int) -> None:
         in_use = word < 32 or sound[8 * word : 8 * word + 8] != bytes(8)
         for byte in range(8) if in_use else (0,):
             offset = 8 * word + byte
-            number += 1
-            flip = (0xFF, 0x01, 0x80)[number % 3]
-            victims.suffer(number, part, [(offset, sound[offset] ^ flip)])
+            flips = (
+                (0xFF, 0x01, 0x80, sound[offset]) if word < 32 else ((0xFF, 0x01, 0x80)[byte % 3],)
+            )
+            for flip in flips:
+                number += 1
+                victims.suffer(number, part, [(offset, sound[offset] ^ flip)])
     victims.end()
     assert victims.clean > 100
     assert victims.works > 100
@@ -184,12 +193,19 @@ def random_damage(start: Start, prefix: str, count: int, seed: int) -> None:
     for number in range(count):
         part = int(chance.random() < 0.3)
         changes = []
+        if chance.random() < 0.05:  # a commit that nobody made
+            entries = chance.randrange(1, 20)
+            changes += word_bytes(L.LOG_N, entries | chance.choice((0, 0, 0, L.LOG_RESET)))
+            for entry in range(entries):
+                key = chance.choice((*words[part], chance.getrandbits(64)))
+                changes += word_bytes(L.LOG + 2 * entry, key)
+                changes += word_bytes(L.LOG + 2 * entry + 1, chance.getrandbits(64))
         for _ in range(chance.choice((1, 1, 1, 2, 8))):
             word = chance.choice(words[part])
             if chance.random() < 0.3:  # a whole word: zero, a neighbour's, nonsense
                 other = chance.choice(words[part]) if chance.random() < 0.5 else 0
                 value = chance.choice((0, other, chance.getrandbits(64), 2**64 - 1))
-                changes += [(8 * word + byte, value >> 8 * byte & 0xFF) for byte in range(8)]
+                changes += word_bytes(word, value)
             else:
                 changes.append((8 * word + chance.randrange(8), chance.randrange(256)))
         victims.suffer(number, part, changes)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc import AsyncIPCChannelLayer, _port
 
 from ..stepping import drive
 
@@ -233,17 +233,19 @@ def test_every_message_is_accounted_for_for_a_minute(
 
 
 def test_blocked_readers_of_many_channels_never_sleep_beside_a_message(
-    start: Start, make_layer: MakeLayer
+    start: Start, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes that wait for overlapping sets answer every message, however they race."""
+    """Three processes that wait for overlapping sets answer every message, however they race."""
+    monkeypatch.setattr(_port, "SAFETY_S", 3600.0)
     layer = make_layer(capacity=1000)
     readers = [
         start(
             """
+import asgi_ipc._port
+asgi_ipc._port.SAFETY_S = 3600.0  # only a ring can wake it
 layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
 async def main():
     say("ready")
-    count = 0
     while True:
         channel, message = await layer.receive_async(sys.argv[2].split(","))
         if message["n"] < 0:
@@ -267,10 +269,10 @@ asyncio.run(main())
             if chance.random() < 0.5:  # one message alone: only a wake brings the answer
                 waiting = number + 1 - answered
                 for _ in range(waiting):
-                    await asyncio.wait_for(layer.receive("answers"), 4)  # less than a safety look
+                    await asyncio.wait_for(layer.receive("answers"), 60)
                     count()
         while answered < 1500:
-            await asyncio.wait_for(layer.receive("answers"), 4)
+            await asyncio.wait_for(layer.receive("answers"), 60)
             count()
 
     answered = 0
@@ -327,3 +329,69 @@ asyncio.run(main())
             await layer.receive_async(["answers"], block=False)
 
     asyncio.run(kill_and_ask())
+
+
+GIVES_UP = """
+import random
+import asgi_ipc._port
+asgi_ipc._port.SAFETY_S = 3600.0  # only a ring can wake it
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+mine = sys.argv[2].split(",")
+chance = random.Random(int(sys.argv[3]))
+async def answer(names):
+    channel, message = await layer.receive_async(names)
+    await layer.send("answers", message)
+async def stays(names):
+    while True:
+        await answer(names)
+async def gives_up():
+    while True:
+        names = chance.sample(mine, chance.randint(1, len(mine)))
+        task = asyncio.create_task(layer.receive_async(names))
+        for _ in range(chance.choice((0, 1, 1, 2, 3))):
+            await asyncio.sleep(chance.choice((0, 0, 0.0005, 0.003)))
+        task.cancel()
+        try:
+            channel, message = await task
+        except asyncio.CancelledError:
+            continue
+        await layer.send("answers", message)
+async def main():
+    tasks = [asyncio.create_task(stays([name])) for name in mine]
+    tasks += [asyncio.create_task(gives_up()) for _ in range(6)]
+    say("ready")
+    await asyncio.gather(*tasks)
+asyncio.run(main())
+"""
+
+
+def test_receives_that_give_up_never_put_others_to_sleep_beside_a_message(
+    start: Start, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancellations at every moment, in three processes; each message is answered by a wake."""
+    monkeypatch.setattr(_port, "SAFETY_S", 3600.0)
+    seed = int(os.environ.get("STRESS_SEED") or random.SystemRandom().randrange(2**32))
+    layer = make_layer(capacity=1000)
+    children = [
+        start(GIVES_UP, names, str(seed + number))
+        for number, names in enumerate(("a,b,c", "b,c", "c,h!1,h!2,a"))
+    ]
+    for child in children:
+        child.expect("ready")
+    chance = random.Random(seed)
+
+    import asyncio
+
+    async def ask() -> None:
+        for number in range(0, 2000, 4):
+            burst = chance.choice((1, 1, 2, 4))
+            for again in range(burst):
+                await layer.send(
+                    chance.choice(("a", "b", "c", "h!1", "h!2")), {"n": number + again}
+                )
+            answers = [
+                (await asyncio.wait_for(layer.receive("answers"), 30))["n"] for _ in range(burst)
+            ]
+            assert sorted(answers) == list(range(number, number + burst)), f"STRESS_SEED={seed}"
+
+    asyncio.run(ask())
