@@ -68,7 +68,13 @@ class SignalMask:
 
     def __enter__(self) -> Self:
         if self._is_main:
-            self._before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
+            self._before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            try:
+                self.hold()
+            except BaseException:
+                # The call runs the handlers of what came just before it, with the mask set.
+                self.serve()
+                raise
         return self
 
     def hold(self) -> None:

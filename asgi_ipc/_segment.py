@@ -164,6 +164,11 @@ class Segment:
                 return posix_ipc.SharedMemory(self.name).fd, False
             except posix_ipc.ExistentialError:
                 pass
+            except ValueError as exc:
+                raise SegmentMismatch(
+                    f"something that is no file stands in the place of segment {self.name}: remove "
+                    "it or choose another prefix"
+                ) from exc
             except posix_ipc.PermissionsError as exc:
                 raise SegmentPermission(
                     f"segment {self.name} belongs to another user and may not be opened: run "
