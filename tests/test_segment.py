@@ -318,7 +318,6 @@ except PermissionError as exc:
     assert "12345" in said
 
 
-@pytest.mark.xfail(strict=True, reason="posix_ipc's bare ValueError comes out", raises=ValueError)
 def test_something_that_is_no_file_is_refused(prefix: str, make_segment: MakeSegment) -> None:
     """A directory in the segment's place ends in an error, not in a loop."""
     os.mkdir(f"/dev/shm/{prefix}-messages")

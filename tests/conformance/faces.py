@@ -27,18 +27,10 @@ class Face(Protocol):
     Attributes:
         full: the exception of a full channel.
         counts_by_name: capacity is counted per full name, not on what ends at the "!".
-        is_shared: another object of the same options sees the same messages.
-        takes_single: has names with a "?".
-        has_home: ``receive`` of ``x!`` returns everything below it.
-        strict_names: refuses what the specification refuses.
     """
 
     full: Any
     counts_by_name: bool
-    is_shared: bool
-    takes_single: bool
-    has_home: bool
-    strict_names: bool
 
     async def send(self, channel: str, message: Any) -> None: ...
     async def receive(self, channel: str) -> tuple[str, Message]: ...
@@ -56,14 +48,10 @@ class AsyncFace:
     """The asyncio face, and its Channels 4 subclass."""
 
     counts_by_name = True
-    is_shared = True
-    has_home = True
-    strict_names = True
 
     def __init__(self, layer: AsyncIPCChannelLayer, clock: Clock) -> None:
         self.layer = layer
         self.full: Any = layer.ChannelFull
-        self.takes_single = not isinstance(layer, DjangoLayer)
         self.advance = clock.advance
         self.send = layer.send
         self.group_add = layer.group_add
@@ -91,10 +79,6 @@ class SyncFace:
     """The blocking face: every receive that waits does so in a thread of its own."""
 
     counts_by_name = False
-    is_shared = True
-    takes_single = True
-    has_home = True
-    strict_names = True
 
     def __init__(self, layer: IPCChannelLayer, clock: Clock) -> None:
         self.layer = layer
@@ -149,10 +133,6 @@ class InMemoryFace:
     """What ships with Channels: the yardstick where the contracts agree."""
 
     counts_by_name = True
-    is_shared = False
-    takes_single = False
-    has_home = False
-    strict_names = False
 
     def __init__(self, layer: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
         from channels.exceptions import ChannelFull

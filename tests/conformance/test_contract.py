@@ -13,6 +13,13 @@ from .faces import Face
 
 NAMES = ["c", "specific.x!abc"]
 
+# Not every face promises everything; the reason stands beside each use.
+OURS = pytest.mark.parametrize("make_face", ["async", "channels4", "sync"], indirect=True)
+WITH_SINGLE_READERS = pytest.mark.parametrize("make_face", ["async", "sync"], indirect=True)
+CANCELLABLE = pytest.mark.parametrize(
+    "make_face", ["async", "channels4", "in-memory"], indirect=True
+)
+
 
 async def all_of(face: Face, channel: str) -> list[int]:
     found = []
@@ -54,11 +61,10 @@ async def test_direct_and_group_messages_keep_one_order(face: Face) -> None:
         assert await all_of(face, channel) == list(range(30))
 
 
+@OURS  # the in-memory layer belongs to one object
 async def test_another_object_is_the_same_layer(make_face: MakeFace) -> None:
     """What one sends the other receives."""
     face, other = make_face(), make_face()
-    if not face.is_shared:
-        pytest.skip("the in-memory layer belongs to one object")
     for number in range(10):
         await (face, other)[number % 2].send("c", {"n": number})
     assert await all_of(other, "c") == list(range(10))
@@ -86,11 +92,10 @@ async def test_a_full_channel_refuses(make_face: MakeFace, channel: str) -> None
     assert await all_of(face, channel) == [1, 2, 3]
 
 
+@OURS  # the in-memory layer's channel_capacity raises ValueError
 async def test_a_pattern_overrides_the_capacity(make_face: MakeFace) -> None:
     """The first that matches wins."""
     face = make_face(capacity=1, channel_capacity={"big.*": 5, "big.x": 2})
-    if not face.is_shared:
-        pytest.skip("the in-memory layer's channel_capacity raises ValueError")
     for number in range(5):
         await face.send("big.x", {"n": number})
     with pytest.raises(face.full):
@@ -142,13 +147,12 @@ async def test_an_expired_message_is_gone(make_face: MakeFace, channel: str) -> 
     assert await all_of(face, channel) == [3, 4, 5]
 
 
+@OURS  # the in-memory layer cleans up when it receives
 async def test_a_channel_full_of_expired_messages_takes_as_many_again(
     make_face: MakeFace,
 ) -> None:
     """Without anybody having received."""
     face = make_face(expiry=10, capacity=3)
-    if not face.is_shared:
-        pytest.skip("the in-memory layer cleans up when it receives")
     for channel in NAMES:
         for number in range(3):
             await face.send(channel, {"n": number})
@@ -296,10 +300,9 @@ async def test_a_bad_name_is_a_type_error(face: Face, name: Any) -> None:
         await face.group_send(name, {})
 
 
+@OURS  # Channels' patterns let these through
 async def test_only_ascii_is_in_a_name(face: Face) -> None:
     """Also where the original let it through."""
-    if not face.strict_names:
-        pytest.skip("Channels' patterns let these through")
     for name in ("a\n", "a!٣"):
         with pytest.raises(TypeError):
             await face.send(name, {})
@@ -315,10 +318,9 @@ async def test_new_channels_are_unused_and_work(face: Face) -> None:
         assert (await face.receive(name))[1] == {"n": number}
 
 
+@OURS  # the in-memory layer takes x! for a name of its own
 async def test_a_home_stands_for_everything_below_it(face: Face) -> None:
     """In the order it was sent, with full names; other homes stay apart."""
-    if not face.has_home:
-        pytest.skip("the in-memory layer takes x! for a name of its own")
     sent = [("x!b", 1), ("y!a", 9), ("x!a", 2), ("x!", 3), ("x!b", 4)]
     for name, number in sent:
         await face.send(name, {"n": number})
@@ -330,10 +332,9 @@ async def test_a_home_stands_for_everything_below_it(face: Face) -> None:
     assert (await face.receive("y!"))[1] == {"n": 9}
 
 
+@WITH_SINGLE_READERS  # Channels 4 has no such names
 async def test_a_single_reader_channel_is_in_order(face: Face) -> None:
     """Names with a "?", whoever made them."""
-    if not face.takes_single:
-        pytest.skip("Channels 4 has no such names")
     for number in range(20):
         await face.send("reply?made.elsewhere", {"n": number})
     assert await all_of(face, "reply?made.elsewhere") == list(range(20))
@@ -343,10 +344,9 @@ async def test_a_single_reader_channel_is_in_order(face: Face) -> None:
 
 
 @pytest.mark.parametrize("channel", NAMES)
+@CANCELLABLE  # a thread that blocks cannot be cancelled
 async def test_a_cancelled_receive_takes_nothing_along(face: Face, channel: str) -> None:
     """The next one gets the message."""
-    if not face.counts_by_name:
-        pytest.skip("a thread that blocks cannot be cancelled")
     for turns in range(6):
         receive = asyncio.create_task(face.receive(channel))
         await asyncio.sleep(0)
