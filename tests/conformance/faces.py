@@ -12,7 +12,6 @@ import pytest
 from channels import layers as channels_layers
 
 from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer
-from asgi_ipc.channels import IPCChannelLayer as DjangoLayer
 from asgi_ipc.names import home_of
 
 from ..conftest import Clock
