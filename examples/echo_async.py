@@ -23,6 +23,10 @@ ECHO = "echo"
 async def server(prefix: str) -> None:
     """Answer every message on its reply channel until Ctrl-C."""
     async with AsyncIPCChannelLayer(prefix=prefix) as layer:
+        this_task = asyncio.current_task()
+        assert this_task is not None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, this_task.cancel)
         print("server: waiting for messages; Ctrl-C stops it", flush=True)
         answered = 0
         try:
@@ -81,7 +85,7 @@ def main() -> None:
             asyncio.run(client(options.prefix, options.count))
         else:
             demo(options.prefix, options.count)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         pass  # Ctrl-C is how it is meant to stop
 
 

@@ -22,6 +22,11 @@ from asgi_ipc._check import check_groups, check_messages
 
 from .stepping import World
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background by a shell without job control: the processes that tests stop
+    # with Ctrl-C would inherit that they are not to listen.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SHM = "/dev/shm"
 OURS = f"test-{os.getpid()}-"
 HAS_FAILED = pytest.StashKey[bool]()
