@@ -1,14 +1,13 @@
 """What a site does all day, straight-lined: append, pop, park and drain of small messages.
 
 These do exactly what ``_queues`` and ``_heap`` plan in the general case (the quick list's
-extent, the queue's links, the counts), and decline whatever is not ordinary: a log
-to replay, a group's envelope, a large body, an expired message. Declining
-changes nothing; the general path then does the work. ``LockBusy`` comes out of here as out
-of any transaction. The lock's discipline is that of
-``Segment.transact``, written out: calls are what costs here.
+extent, the queue's links, the counts), and decline whatever is not ordinary: a log to
+replay, a group's envelope, a large body, an expired message. Declining changes nothing; the
+general path then does the work. ``LockBusy`` comes out of here as out of any transaction. The
+lock's discipline is that of ``Segment.transact``, written out: calls are what costs here.
 
-Measured with the lock, on one core: 4.4 µs against 14 µs for an append, 4.2 µs against
-16 µs for a pop.
+Measured at 1 KB, the lock included: 3.7 µs against 7.4 µs for an append, 3.5 µs against 8.7 µs
+for a pop (the general path with the same heap and log).
 """
 
 from __future__ import annotations

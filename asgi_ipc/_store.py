@@ -508,8 +508,6 @@ class MessageStore:
                 plan[base + L.SLOT_HINT] = L.HINT_MANY
             else:
                 plan[base + L.SLOT_TOKEN] = 0
-            if len(plan) == L.LOG_CAPACITY:  # pragma: no cover - 256 slots, 6 counters
-                break
         self.segment.commit(plan, L.LOG_RESET)
 
     def statistics(self) -> Counts:
