@@ -73,6 +73,9 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if HAS_FAILED in request.node.stash:
         return
     gc.collect()
+    for thread in threading.enumerate():
+        if str(thread) not in before["threads"] and thread is not threading.current_thread():
+            thread.join(5.0)  # an executor just collected has told it to end
     after = _belongings()
     left = {kind: sorted(after[kind] - before[kind]) for kind in after}
     assert not any(left.values()), f"left behind: {left}"
