@@ -5,12 +5,16 @@ drains it puts each where its reader will look. Bounded: a message sent directly
 counted against its name's capacity until it leaves here, and a group message for a name
 whose capacity is used up is dropped and counted. Everything expires here as elsewhere.
 
+A group message for thousands of members is one ``Entry`` that lies under all their names:
+what is allocated for each of them is a place in two containers and nothing else.
+
 Pure: no lock, no loop, no clock. ``aio`` holds its mutex around every call.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 __all__ = ["Entry", "Inboxes"]
 
@@ -18,34 +22,49 @@ _COMPACT_AT = 64
 
 
 class Entry:
-    """One message for one full name."""
+    """One message; of a group, the same for all its members in one home."""
 
-    __slots__ = ("body", "deadline_ns", "gone", "home", "leaf", "leaf_ident", "name")
+    __slots__ = ("body", "deadline_ns", "home", "leaf", "leaf_ident")
 
     def __init__(
-        self, home: str, name: str, body: bytes, deadline_ns: int, leaf: int, leaf_ident: int
+        self, home: str, body: bytes, deadline_ns: int, leaf: int = 0, leaf_ident: int = 0
     ) -> None:
         self.home = home
-        self.name = name
         self.body = body
         self.deadline_ns = deadline_ns
         self.leaf = leaf
         self.leaf_ident = leaf_ident
-        self.gone = False
+
+
+class _Arrivals:
+    """What came for one home, in order, as ``(entry, names it is for, the first one last)``.
+
+    What was read by its full name stays listed until its turn comes, or until there is more
+    of that than of anything else.
+    """
+
+    __slots__ = ("batches", "listed", "live")
+
+    def __init__(self) -> None:
+        self.batches: deque[tuple[Entry, list[str]]] = deque()
+        self.listed = 0
+        self.live = 0
 
 
 class Inboxes:
     """Entries by full name, and by home in the order they came."""
 
     def __init__(self) -> None:
-        self._by_name: dict[str, deque[Entry]] = {}
-        self._by_home: dict[str, deque[Entry]] = {}
+        self._by_name: dict[str, Entry | deque[Entry]] = {}  # alone, or in order
+        self._by_home: dict[str, _Arrivals] = {}
         self.count = 0
 
     def depth(self, name: str) -> int:
         """Return how many messages wait for a full name."""
         queue = self._by_name.get(name)
-        return len(queue) if queue else 0
+        if queue is None:
+            return 0
+        return 1 if isinstance(queue, Entry) else len(queue)
 
     def has(self, key: str) -> bool:
         """Whether anything waits for a full name, or for a whole home."""
@@ -55,74 +74,104 @@ class Inboxes:
         """Return the full names that have messages here."""
         return list(self._by_name)
 
-    def put(self, entry: Entry) -> None:
-        """Add a message behind the others of its name."""
-        self.count += 1
-        queue = self._by_name.get(entry.name)
-        if queue is None:
-            queue = self._by_name[entry.name] = deque()
-        queue.append(entry)
+    def put(self, entry: Entry, names: Sequence[str]) -> None:
+        """Add a message for each of some names of its home, behind the others of that name."""
+        by_name = self._by_name
+        for name in names:
+            queue = by_name.get(name)
+            if queue is None:
+                by_name[name] = entry
+            elif isinstance(queue, Entry):
+                by_name[name] = deque((queue, entry))
+            else:
+                queue.append(entry)
         arrived = self._by_home.get(entry.home)
         if arrived is None:
-            arrived = self._by_home[entry.home] = deque()
-        arrived.append(entry)
-        if len(arrived) > _COMPACT_AT and len(arrived) > 2 * self.count:
-            self._by_home[entry.home] = deque(item for item in arrived if not item.gone)
+            arrived = self._by_home[entry.home] = _Arrivals()
+        arrived.batches.append((entry, list(reversed(names))))
+        arrived.listed += len(names)
+        arrived.live += len(names)
+        self.count += len(names)
+        if arrived.listed > _COMPACT_AT and arrived.listed > 2 * arrived.live:
+            self._compact(arrived)
+
+    def _compact(self, arrived: _Arrivals) -> None:
+        batches = [
+            (entry, [name for name in names if self._lies_under(name, entry)])
+            for entry, names in arrived.batches
+        ]
+        arrived.batches = deque(batch for batch in batches if batch[1])
+        arrived.listed = arrived.live
+
+    def _lies_under(self, name: str, entry: Entry) -> bool:
+        queue = self._by_name.get(name)
+        return queue is entry or (isinstance(queue, deque) and entry in queue)
 
     def pop(self, name: str, now_ns: int, dropped: list[Entry]) -> Entry | None:
-        """Return the first message for a full name, or for a whole home (``name`` ends in ``!``).
+        """Return the first message for a full name.
 
         Args:
             dropped: receives the expired messages that were met on the way.
         """
-        if name[-1] == "!":
-            return self._pop_home(name, now_ns, dropped)
-        queue = self._by_name.get(name)
-        while queue:
-            entry = queue.popleft()
-            self._went(entry, queue)
+        while (queue := self._by_name.get(name)) is not None:
+            entry = self._take(name, queue)
             if entry.deadline_ns > now_ns:
                 return entry
             dropped.append(entry)
         return None
 
-    def _pop_home(self, home: str, now_ns: int, dropped: list[Entry]) -> Entry | None:
-        arrived = self._by_home.get(home)
-        while arrived:
-            entry = arrived.popleft()
-            if entry.gone:
+    def pop_home(self, home: str, now_ns: int, dropped: list[Entry]) -> tuple[str, Entry] | None:
+        """Return the first message of a whole home and the name it is for; as ``pop``."""
+        while (arrived := self._by_home.get(home)) is not None:
+            entry, names = arrived.batches[0]
+            name = names.pop()
+            arrived.listed -= 1
+            if not names:
+                arrived.batches.popleft()
+            queue = self._by_name.get(name)
+            # The oldest of its home is the oldest of its name, or was read by that name.
+            if queue is None or (queue is not entry and first_of(queue) is not entry):
                 continue
-            queue = self._by_name[entry.name]
-            queue.popleft()  # the oldest of its home is the oldest of its name
-            self._went(entry, queue)
+            self._take(name, queue)
             if entry.deadline_ns > now_ns:
-                return entry
+                return name, entry
             dropped.append(entry)
         return None
 
-    def _went(self, entry: Entry, queue: deque[Entry]) -> None:
-        entry.gone = True
+    def _take(self, name: str, queue: Entry | deque[Entry]) -> Entry:
+        if isinstance(queue, Entry):
+            entry = queue
+            del self._by_name[name]
+        else:
+            entry = queue.popleft()
+            if not queue:
+                del self._by_name[name]
+        self._went(entry)
+        return entry
+
+    def _went(self, entry: Entry) -> None:
         self.count -= 1
-        if not queue:
-            del self._by_name[entry.name]
-        arrived = self._by_home.get(entry.home)
-        while arrived and arrived[0].gone:
-            arrived.popleft()
-        if arrived is not None and not arrived:
+        arrived = self._by_home[entry.home]
+        arrived.live -= 1
+        if not arrived.live:
             del self._by_home[entry.home]
 
     def expire(self, now_ns: int) -> list[Entry]:
         """Remove and return every expired message."""
-        dropped = [
-            entry
-            for queue in self._by_name.values()
-            for entry in queue
-            if entry.deadline_ns <= now_ns
-        ]
-        for entry in dropped:
-            queue = self._by_name[entry.name]
-            queue.remove(entry)
-            self._went(entry, queue)
+        dropped = []
+        for name, queue in list(self._by_name.items()):
+            old = [queue] if isinstance(queue, Entry) else list(queue)
+            kept = deque(entry for entry in old if entry.deadline_ns > now_ns)
+            if len(kept) == len(old):
+                continue
+            if kept:
+                self._by_name[name] = kept
+            else:
+                del self._by_name[name]
+            gone = [entry for entry in old if entry.deadline_ns <= now_ns]
+            for entry in gone:
+                self._went(entry)
+            dropped += gone
         return dropped
 
     def clear(self) -> None:
@@ -130,3 +179,7 @@ class Inboxes:
         self._by_name.clear()
         self._by_home.clear()
         self.count = 0
+
+
+def first_of(queue: Entry | deque[Entry]) -> Entry:
+    return queue if isinstance(queue, Entry) else queue[0]

@@ -70,26 +70,17 @@ class Waiter:
         parked: it has been waiting, so its loop's parked bits may be set.
     """
 
-    __slots__ = (
-        "found_in_inbox",
-        "future",
-        "has_duty",
-        "homes",
-        "is_late",
-        "keys",
-        "parked",
-        "was_woken",
-    )
+    # Defaults on the class: a wait sets what differs, and most set nothing.
+    future: asyncio.Future[None] | None = None
+    parked = False
+    is_late = False
+    found_in_inbox = False
+    was_woken = False
+    has_duty = False
 
     def __init__(self, keys: Sequence[str], homes: Sequence[str]) -> None:
         self.keys = keys
         self.homes = homes
-        self.future: asyncio.Future[None] | None = None
-        self.parked = False
-        self.is_late = False
-        self.found_in_inbox = False
-        self.was_woken = False
-        self.has_duty = False
 
     def time_is_over(self) -> None:
         """Wake it for the last time."""
@@ -207,7 +198,11 @@ class Port:
     def add(self, waiter: Waiter) -> None:
         """Let somebody wait; whoever calls this calls ``remove``, whatever happens."""
         for key in waiter.keys:
-            self._waiters.setdefault(key, {})[waiter] = None
+            waiters = self._waiters.get(key)
+            if waiters is None:
+                self._waiters[key] = {waiter: None}
+            else:
+                waiters[waiter] = None
         for home in waiter.homes:
             self._homes[home] = self._homes.get(home, 0) + 1
             if home[-1] == "!":
@@ -257,26 +252,38 @@ class Port:
         """Whether only one waits in a home on this loop, so that nobody else needs parking."""
         return self._homes.get(home) == 1
 
-    def has_waiter(self, key: str) -> bool:
-        """Whether anybody on this loop waits for a name."""
-        return key in self._waiters
-
     def waited_names(self) -> dict[str, dict[Waiter, None]]:
         """Return what is waited for, as a container of names."""
         return self._waiters
 
     def wake(self, key: str) -> None:
         """Wake one who waits for a name, from whatever thread."""
+        if key in self._waiters:
+            self.wake_each((key,))
+
+    def wake_each(self, keys: Sequence[str]) -> None:
+        """Wake one who waits for each of these names, from whatever thread."""
         loop = self._loop()
-        if loop is None or key not in self._waiters:
+        if loop is None:
             return
         if runs_here(loop):
-            self._wake_here(key, 1)
+            self._wake_each_here(keys)
+            return
+        waited = [key for key in keys if key in self._waiters]
+        if not waited:
             return
         try:
-            loop.call_soon_threadsafe(self._wake_here, key, 1)
+            loop.call_soon_threadsafe(self._wake_each_here, waited)
         except RuntimeError:
             pass  # the loop was closed meanwhile, and its waiters with it
+
+    def _wake_each_here(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            waiters = self._waiters.get(key)
+            if waiters:
+                for waiter in waiters:
+                    if waiter.wake():
+                        break
 
     def _wake_here(self, key: str, count: int) -> None:
         for waiter in self._waiters.get(key, ()):

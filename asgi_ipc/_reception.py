@@ -21,7 +21,6 @@ from ._segment import LockBusy
 from ._site import Site
 from ._store import Taken
 from .exceptions import LayerClosed
-from .names import home_of
 
 __all__ = ["Received", "Reception"]
 
@@ -66,6 +65,7 @@ class Reception:
     async def receive(
         self,
         keys: tuple[str, ...],
+        homes: tuple[str, ...],
         block: bool,
         deadline: float | None,
         pause: Callable[[float], Awaitable[None]],
@@ -75,6 +75,7 @@ class Reception:
 
         Args:
             keys: names that were checked, each once.
+            homes: the queues those live in, each once.
             block: wait for one.
             deadline: until then at most, ``time.monotonic``.
             pause: waits a moment when the lock is busy.
@@ -82,33 +83,27 @@ class Reception:
         """
         if not self.site.is_open:
             self.site.open()
-        homes = keys
         if len(keys) == 1 and "!" not in keys[0]:
             body = self.site.messages.take_one(keys[0])
             if body is not None:
                 return keys[0], _codec.decode(body)
-            ready = self.site.messages.may_have(keys[0])
-        else:
-            homes = tuple(dict.fromkeys(home_of(key) for key in keys))
-            ready = self._seems_ready(keys, homes)
-        if not block or ready:
+        port = None
+        if block:
+            if loop is None:
+                loop = asyncio.get_running_loop()
+            port = self.site.port_of(loop)
+        if not block or (port is None and self._seems_ready(keys, homes)):
             try:
                 got = self._take(keys, homes)
             except LockBusy:
                 got = await self.site.patiently(pause, self._take, keys, homes)
             if got is not None or not block:
                 return got
-        if loop is None:
-            loop = asyncio.get_running_loop()
+        assert loop is not None
         waiter = Waiter(keys, homes)
         closings = self.site.closings
 
-        def take() -> Received | None:
-            self._check_not_closed(closings)
-            return self._take(keys, homes, port, waiter)
-
         while True:
-            port = self.site.port_of(loop)
             if port is None:
                 try:
                     port = self.site.make_port(loop)
@@ -122,7 +117,7 @@ class Reception:
                         try:
                             got = self._take(keys, homes, port, waiter)
                         except LockBusy:
-                            got = await self.site.patiently(pause, take)
+                            got = await self._take_patiently(keys, homes, port, waiter, pause)
                         if got is not None:
                             took = not waiter.found_in_inbox
                             return got
@@ -131,12 +126,18 @@ class Reception:
                         break  # closed while the lock was waited for: nobody would wake us
                     waiter.was_woken = False
                     # No await since the look above: every wake from here on finds the future.
-                    waiter.future = loop.create_future()
-                    if not await self._sleep(loop, waiter, deadline):
+                    future = waiter.future = loop.create_future()
+                    if deadline is None:
+                        try:
+                            await future
+                        finally:
+                            waiter.future = None
+                    elif not await self._sleep(loop, waiter, deadline):
                         return self._last_look(keys, homes)
             finally:
                 port.remove(waiter, got=took)
             self._check_not_closed(closings)
+            port = self.site.port_of(loop)
 
     def _last_look(self, keys: tuple[str, ...], homes: tuple[str, ...]) -> Received | None:
         """Look once more when the time is over, unless the lock is busy."""
@@ -145,20 +146,31 @@ class Reception:
         except LockBusy:
             return None
 
+    async def _take_patiently(
+        self,
+        keys: tuple[str, ...],
+        homes: tuple[str, ...],
+        port: Port,
+        waiter: Waiter,
+        pause: Callable[[float], Awaitable[None]],
+    ) -> Received | None:
+        """Take, waiting for the lock, unless the layer is closed meanwhile."""
+        closings = self.site.closings
+
+        def take() -> Received | None:
+            self._check_not_closed(closings)
+            return self._take(keys, homes, port, waiter)
+
+        return await self.site.patiently(pause, take)
+
     def _check_not_closed(self, closings: int) -> None:
         if self.site.closings != closings:
             raise LayerClosed(f"the channel layer {self.site.prefix!r} was closed during a receive")
 
-    async def _sleep(self, loop: HostLoop, waiter: Waiter, deadline: float | None) -> bool:
+    async def _sleep(self, loop: HostLoop, waiter: Waiter, deadline: float) -> bool:
         """Wait until woken; False when the time is over and nothing came."""
         future = waiter.future
         assert future is not None
-        if deadline is None:
-            try:
-                await future
-            finally:
-                waiter.future = None
-            return True
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), waiter.time_is_over)
         try:
             await future
@@ -179,12 +191,21 @@ class Reception:
         )
 
     def _seems_ready(self, keys: tuple[str, ...], homes: tuple[str, ...]) -> bool:
+        if self._lies_in_inbox(keys):
+            return True
         may_have = self.site.messages.may_have
-        return self._lies_in_inbox(keys) or any(may_have(home) for home in homes)
+        for home in homes:  # noqa: SIM110 - any() costs more than all the rest of it
+            if may_have(home):
+                return True
+        return False
 
     def _lies_in_inbox(self, keys: tuple[str, ...]) -> bool:
-        has = self._inboxes.has
-        return bool(self._inboxes.count) and any(has(key) for key in keys)
+        inboxes = self._inboxes
+        if inboxes.count:
+            for key in keys:
+                if inboxes.has(key):
+                    return True
+        return False
 
     # -- taking --------------------------------------------------------------------------
 
@@ -196,6 +217,9 @@ class Reception:
         waiter: Waiter | None = None,
     ) -> Received | None:
         """Return one message for ``keys`` if there is one; with a port, park if there is none."""
+        got = self._find_in_inbox(keys, waiter)
+        if got is not None:
+            return got
         if len(homes) > 1:  # a busy channel must not starve a quiet one
             self._turn += 1
             turn = self._turn % len(homes)
@@ -211,12 +235,9 @@ class Reception:
             return self._decoded(taken.messages[0]) if taken.messages else None
         with self.site.mutex:  # so that what two loops drain arrives in the order it was drained
             while True:
-                if self._lies_in_inbox(keys):
-                    got = self._take_from_inboxes(keys)
-                    if got is not None:
-                        if waiter is not None:
-                            waiter.found_in_inbox = True
-                        return got
+                got = self._find_in_inbox(keys, waiter)  # another thread's drain, or the last one
+                if got is not None:
+                    return got
                 taken = self._take_messages(keys, homes, port, waiter)
                 if waiter is not None:
                     waiter.has_duty = False
@@ -231,6 +252,14 @@ class Reception:
                     if first.leaf:
                         self._owe(first.leaf, first.leaf_ident)
                     return self._decoded(first)
+
+    def _find_in_inbox(self, keys: tuple[str, ...], waiter: Waiter | None) -> Received | None:
+        if not self._lies_in_inbox(keys):
+            return None
+        got = self._take_from_inboxes(keys)
+        if got is not None and waiter is not None:
+            waiter.found_in_inbox = True
+        return got
 
     def _take_after_ring(self, keys: tuple[str, ...], home: str, port: Port) -> Received | None:
         """Take what one waiter, alone on its home, was most likely rung for."""
@@ -281,19 +310,25 @@ class Reception:
 
     def _take_from_inboxes(self, keys: tuple[str, ...]) -> Received | None:
         dropped: list[Entry] = []
-        entry = None
+        found = None
         with self.site.mutex:
             self._check_inbox_epoch()
+            inboxes = self._inboxes
             now = time.monotonic_ns()
             for key in keys:
-                if "!" in key:
-                    entry = self._inboxes.pop(key, now, dropped)
-                    if entry is not None:
-                        break
-            for gone in dropped if entry is None else [*dropped, entry]:
+                if key[-1] == "!":
+                    found = inboxes.pop_home(key, now, dropped)
+                else:
+                    entry = inboxes.pop(key, now, dropped)
+                    found = None if entry is None else (key, entry)
+                if found is not None:
+                    if found[1].leaf:
+                        dropped.append(found[1])
+                    break
+            for gone in dropped:
                 if gone.leaf:
                     self._owe(gone.leaf, gone.leaf_ident)
-        return None if entry is None else (entry.name, _codec.decode(entry.body))
+        return None if found is None else (found[0], _codec.decode(found[1].body))
 
     # -- inboxes -------------------------------------------------------------------------
 
@@ -304,34 +339,34 @@ class Reception:
         with self.site.mutex:
             self._check_inbox_epoch()
             for message in messages:
-                if not message.group_version:
-                    entry = Entry(
-                        home,
-                        message.name,
-                        message.body,
-                        message.deadline_ns,
-                        message.leaf,
-                        message.leaf_ident,
-                    )
-                    self._inboxes.put(entry)
-                    names.append(message.name)
-                    continue
-                for name in message.members:
-                    depth, capacity = self._inboxes.depth(name), self._capacity_of(name)
-                    if depth >= capacity:
-                        drops.append(Drop(name, 1, depth, capacity, "channel full"))
-                        continue
-                    self._inboxes.put(Entry(home, name, message.body, message.deadline_ns, 0, 0))
-                    names.append(name)
-        for one in self.site.ports():
-            for name in names:
-                if one.has_waiter(name):
-                    one.wake(name)
-            if one.has_waiter(home):
-                one.wake(home)
+                entry = Entry(
+                    home, message.body, message.deadline_ns, message.leaf, message.leaf_ident
+                )
+                if message.group_version:
+                    served = self._with_room(message.members, drops)
+                else:
+                    served = [message.name]
+                if served:
+                    self._inboxes.put(entry, served)
+                    names += served
+        for port in self.site.ports():
+            port.wake_each(names)
+            port.wake(home)
         if drops:
             self._pay(len(drops))
             self._on_drop(drops)
+
+    def _with_room(self, members: Sequence[str], drops: list[Drop]) -> list[str]:
+        """Return the members whose inbox is not full, and note the others."""
+        depth_of = self._inboxes.depth
+        served = []
+        for name in members:
+            depth = depth_of(name)
+            if depth and depth >= (capacity := self._capacity_of(name)):
+                drops.append(Drop(name, 1, depth, capacity, "channel full"))
+            else:
+                served.append(name)
+        return served
 
     def _owe(self, leaf: int, ident: int) -> None:
         """Note that a message left an inbox; its leaf is told soon, with others.
@@ -388,5 +423,4 @@ class Reception:
                     self._owe(one.leaf, one.leaf_ident)
             names = self._inboxes.names()
         for port in self.site.ports():
-            for name in names:
-                port.wake(name)
+            port.wake_each(names)

@@ -118,27 +118,23 @@ class Slots:
         known = self.records.known.get(home)
         if known is None:
             return False
-        if self._seems_parked(known, slot):
-            return True
+        words = self.segment.words
+        if words is None:
+            return False  # closed by another thread
+        # Read without the lock. Whoever takes the bit away rings the loop first, and that ring
+        # is still to be answered by it: on this very thread, which is here now.
+        record, ident = known
+        if words[record + L.CH_SENT] != words[record + L.CH_TAKEN]:
+            return False
+        if (
+            words[record + L.CH_PARKED + (slot >> 6)] >> (slot & 63) & 1
+            and words[record + L.IDENT] == ident
+        ):
+            return True  # for another waiter of the loop
         try:
             return _fast.park(self.segment, known, slot, token if home[-1] == "!" else 0)
         except LockBusy:
             return False
-
-    def _seems_parked(self, known: tuple[int, int], slot: int) -> bool:
-        """Whether the loop is parked on an empty home already, for another of its waiters.
-
-        Read without the lock. Whoever takes the bit away rings the loop first, and that ring is
-        still to be answered by it: on this very thread, which is here now.
-        """
-        words = self.segment.words
-        record, ident = known
-        return bool(
-            words is not None
-            and words[record + L.IDENT] == ident
-            and words[record + L.CH_PARKED + (slot >> 6)] >> (slot & 63) & 1
-            and words[record + L.CH_SENT] == words[record + L.CH_TAKEN]
-        )
 
     def look(
         self, slot: int, token: int, homes: Collection[str], *, hinted: bool

@@ -326,11 +326,11 @@ class AsyncIPCChannelLayer:
             InvalidName: (``TypeError``) one of the names.
             LayerClosed: the layer was closed while this was waiting.
         """
-        keys = self._checked(channels)
+        keys, homes = self._checked(channels)
         deadline = None
         if block and self.block_timeout is not None:
             deadline = time.monotonic() + self.block_timeout
-        got = await self._reception.receive(keys, block, deadline, self.pause)
+        got = await self._reception.receive(keys, homes, block, deadline, self.pause)
         return got or (None, None)
 
     async def receive(self, channel: str) -> dict[str, Any]:
@@ -349,7 +349,7 @@ class AsyncIPCChannelLayer:
                 message = self._reception.take_named(name, home)
             if message is not None:
                 return message
-        got = await self._reception.receive((name,), True, None, self.pause)
+        got = await self._reception.receive((name,), (home,), True, None, self.pause)
         assert got is not None
         return got[1]
 
@@ -366,14 +366,19 @@ class AsyncIPCChannelLayer:
             InvalidName: (``TypeError``) the name.
             LayerClosed: the layer was closed while this was waiting.
         """
-        name, _, _ = self._names.get(channel) or self._learn(channel)
-        got = await self._reception.receive((name,), True, deadline, self.pause, loop)
+        name, home, _ = self._names.get(channel) or self._learn(channel)
+        got = await self._reception.receive((name,), (home,), True, deadline, self.pause, loop)
         return None if got is None else got[1]
 
-    def _checked(self, channels: Iterable[str] | None) -> tuple[str, ...]:
+    def _checked(self, channels: Iterable[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names and their homes, each once."""
         names = self._names
-        return tuple(
-            dict.fromkeys([(names.get(name) or self._learn(name))[0] for name in channels or ()])
+        known = [names.get(name) or self._learn(name) for name in channels or ()]
+        if len(known) == 1:
+            return known[0][:1], known[0][1:2]
+        return (
+            tuple(dict.fromkeys([name for name, _, _ in known])),
+            tuple(dict.fromkeys([home for _, home, _ in known])),
         )
 
     def known_capacity(self, channel: str) -> int:

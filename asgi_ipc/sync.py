@@ -41,8 +41,8 @@ class _BlockingCore(AsyncIPCChannelLayer):
         pause: Callable[[float], Awaitable[None]] | None = None,
         loop: HostLoop | None = None,
     ) -> Received | None:
-        """Receive for names that were checked; ``None`` if nothing came."""
-        return await self._reception.receive(keys, block, deadline, pause or self.pause, loop)
+        """Receive for names that were checked and are homes; ``None`` if nothing came."""
+        return await self._reception.receive(keys, keys, block, deadline, pause or self.pause, loop)
 
 
 class IPCChannelLayer:

@@ -10,13 +10,21 @@ from asgi_ipc._inbox import Entry, Inboxes
 NEVER_NS = 1 << 62
 
 
-def entry(name: str, body: bytes = b"", deadline_ns: int = NEVER_NS) -> Entry:
-    return Entry(name[: name.index("!") + 1], name, body, deadline_ns, 0, 0)
+def put(inboxes: Inboxes, name: str, body: bytes = b"", deadline_ns: int = NEVER_NS) -> None:
+    inboxes.put(Entry(name[: name.index("!") + 1], body, deadline_ns), [name])
+
+
+def pop(inboxes: Inboxes, key: str, now_ns: int, dropped: list[Entry]) -> Entry | None:
+    """Take from a full name or a home."""
+    if key.endswith("!"):
+        found = inboxes.pop_home(key, now_ns, dropped)
+        return None if found is None else found[1]
+    return inboxes.pop(key, now_ns, dropped)
 
 
 def bodies(inboxes: Inboxes, name: str, now_ns: int = 0) -> list[bytes]:
     found = []
-    while (one := inboxes.pop(name, now_ns, [])) is not None:
+    while (one := pop(inboxes, name, now_ns, [])) is not None:
         found.append(one.body)
     return found
 
@@ -25,7 +33,7 @@ def test_a_name_gives_its_messages_in_order() -> None:
     """First in, first out, and only its own."""
     inboxes = Inboxes()
     for name, body in (("a!x", b"1"), ("a!y", b"2"), ("a!x", b"3")):
-        inboxes.put(entry(name, body))
+        put(inboxes, name, body)
     assert (inboxes.count, inboxes.depth("a!x"), inboxes.depth("a!z")) == (3, 2, 0)
     assert bodies(inboxes, "a!x") == [b"1", b"3"]
     assert bodies(inboxes, "a!y") == [b"2"]
@@ -36,10 +44,10 @@ def test_a_home_gives_everything_below_it_in_order() -> None:
     """``a!`` stands for all of its names, in the order the messages came."""
     inboxes = Inboxes()
     for name, body in (("a!x", b"1"), ("b!x", b"2"), ("a!y", b"3"), ("a!x", b"4")):
-        inboxes.put(entry(name, body))
+        put(inboxes, name, body)
     assert bodies(inboxes, "a!x")[:1] == [b"1"]
     for name, body in (("a!x", b"5"), ("a!y", b"6")):
-        inboxes.put(entry(name, body))
+        put(inboxes, name, body)
     assert bodies(inboxes, "a!") == [b"3", b"5", b"6"]
     assert bodies(inboxes, "b!") == [b"2"]
 
@@ -47,8 +55,8 @@ def test_a_home_gives_everything_below_it_in_order() -> None:
 def test_expired_messages_are_handed_back_and_not_out() -> None:
     """They go to the list of the dropped, so that they can be uncounted."""
     inboxes = Inboxes()
-    inboxes.put(entry("a!x", b"old", 5))
-    inboxes.put(entry("a!x", b"new", 50))
+    put(inboxes, "a!x", b"old", 5)
+    put(inboxes, "a!x", b"new", 50)
     dropped: list[Entry] = []
     found = inboxes.pop("a!x", 10, dropped)
     assert found is not None
@@ -61,7 +69,7 @@ def test_the_sweep_removes_the_expired_of_every_name() -> None:
     """Nobody need ever ask for a name again."""
     inboxes = Inboxes()
     for number in range(10):
-        inboxes.put(entry(f"a!{number % 3}", bytes([number]), 5 if number % 2 else 50))
+        put(inboxes, f"a!{number % 3}", bytes([number]), 5 if number % 2 else 50)
     assert len(inboxes.expire(10)) == 5
     assert inboxes.count == 5
     assert bodies(inboxes, "a!", 10) == [bytes([number]) for number in (0, 2, 4, 6, 8)]
@@ -70,7 +78,7 @@ def test_the_sweep_removes_the_expired_of_every_name() -> None:
 def test_clearing_forgets_everything() -> None:
     """After a flush nothing is left under any name."""
     inboxes = Inboxes()
-    inboxes.put(entry("a!x"))
+    put(inboxes, "a!x")
     inboxes.clear()
     assert inboxes.count == 0
     assert bodies(inboxes, "a!") == bodies(inboxes, "a!x") == []
@@ -79,11 +87,29 @@ def test_clearing_forgets_everything() -> None:
 def test_a_home_nobody_asks_for_keeps_no_dead_entries() -> None:
     """Reading by full name alone keeps the home's own order list bounded."""
     inboxes = Inboxes()
-    inboxes.put(entry("a!stays"))
+    put(inboxes, "a!stays")
     for _ in range(10_000):
-        inboxes.put(entry("a!x"))
+        put(inboxes, "a!x")
         inboxes.pop("a!x", 0, [])
-    assert len(inboxes._by_home["a!"]) < 200
+    assert len(inboxes._by_home["a!"].batches) < 200
+
+
+def test_a_group_message_is_one_entry_under_all_its_names() -> None:
+    """Each member gets it once, by its name or through the home, in the order of arrival."""
+    inboxes = Inboxes()
+    put(inboxes, "a!y", b"first")
+    inboxes.put(Entry("a!", b"group", NEVER_NS), ["a!x", "a!y", "a!z"])
+    put(inboxes, "a!x", b"last")
+    assert (inboxes.count, inboxes.depth("a!x"), inboxes.depth("a!y")) == (5, 2, 2)
+    assert bodies(inboxes, "a!x") == [b"group", b"last"]
+    found = [inboxes.pop_home("a!", 0, []) for _ in range(4)]
+    assert [one and (one[0], one[1].body) for one in found] == [
+        ("a!y", b"first"),
+        ("a!y", b"group"),
+        ("a!z", b"group"),
+        None,
+    ]
+    assert inboxes.count == 0
 
 
 NAMES = st.sampled_from(["a!x", "a!y", "a!z", "b!x"])
@@ -102,7 +128,7 @@ def test_any_sequence_agrees_with_one_list(steps: list[tuple[str, str, int]]) ->
     for number, (verb, name, amount) in enumerate(steps):
         body = str(number).encode()
         if verb == "put":
-            inboxes.put(entry(name, body, now + amount))
+            put(inboxes, name, body, now + amount)
             model.append((name, body, now + amount))
         elif verb == "tick":
             now += amount
@@ -116,7 +142,7 @@ def test_any_sequence_agrees_with_one_list(steps: list[tuple[str, str, int]]) ->
                 if (one[0].startswith(name) if name.endswith("!") else one[0] == name)
             ]
             live = [one for one in wanted if one[2] > now]
-            found = inboxes.pop(name, now, [])
+            found = pop(inboxes, name, now, [])
             assert (found and found.body) == (live[0][1] if live else None)
             met = wanted if not live else wanted[: wanted.index(live[0]) + 1]
             model = [one for one in model if one not in met]
