@@ -12,9 +12,10 @@ from typing import Any
 
 import msgpack
 
+from ._scratch import give_back
 from .exceptions import InvalidMessage, SegmentCorrupt, UnserialisableValue
 
-__all__ = ["RESERVED_KEY", "decode", "encode"]
+__all__ = ["RESERVED_KEY", "decode", "decode_taken", "encode"]
 
 RESERVED_KEY = "__asgi_channel__"
 _MAX_DEPTH = 200  # how deep the search for a bad value goes; msgpack itself stops at 511
@@ -58,7 +59,7 @@ def encode(message: object) -> bytes:
         raise _explain(message, exc) from exc
 
 
-def decode(body: bytes) -> dict[str, Any]:
+def decode(body: bytes | memoryview) -> dict[str, Any]:
     """Return the message that ``encode`` made ``body`` from: a new, plain dict.
 
     Raises:
@@ -76,7 +77,17 @@ def decode(body: bytes) -> dict[str, Any]:
     return message
 
 
-def _decode_unusual(body: bytes) -> Any:
+def decode_taken(body: bytes | memoryview) -> dict[str, Any]:
+    """Decode what came out of a queue, and give its memory back if it was borrowed."""
+    if not isinstance(body, memoryview):
+        return decode(body)
+    try:
+        return decode(body)
+    finally:
+        give_back(body)
+
+
+def _decode_unusual(body: bytes | memoryview) -> Any:
     try:
         return _unpack(
             body,
@@ -88,7 +99,7 @@ def _decode_unusual(body: bytes) -> Any:
         raise _no_message(body, exc) from exc
 
 
-def _no_message(body: bytes, cause: Exception) -> SegmentCorrupt:
+def _no_message(body: bytes | memoryview, cause: Exception) -> SegmentCorrupt:
     return SegmentCorrupt(
         f"a message of {len(body)} bytes was damaged in shared memory and is lost "
         f"({type(cause).__name__}: {cause}): stop every process that uses the segment, unlink it "

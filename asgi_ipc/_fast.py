@@ -167,13 +167,21 @@ def append(
             _flock(fd, _UNLOCK)
 
 
-def pop(segment: Segment, known: Known, name: bytes, now: int) -> bytes | None:
+def pop(
+    segment: Segment,
+    known: Known,
+    name: bytes,
+    now: int,
+    pop_large: Callable[[int, int, int, int], memoryview],
+) -> bytes | memoryview | None:
     """Take the head of a home and return its body; ``None`` if this is not the ordinary case.
 
     Ordinary is also that nobody is parked on the home: whoever was has been rung.
 
     Args:
         name: the full name asked for, if it is not the home's own; the head must bear it.
+        pop_large: ``pop_large(record, extent, start, size)`` takes a head that no quick list
+            would hold and returns a copy of its body, in memory of ``_scratch``.
     """
     record, ident = known
     guard = segment.guard
@@ -213,7 +221,6 @@ def pop(segment: Segment, known: Known, name: bytes, now: int) -> bytes | None:
                 size &= 0xFFFFFFFF
             if (
                 header >> _KIND_SHIFT != _IS_MESSAGE
-                or granules >= 480
                 or deadline <= now
                 # With another name or a flag in its upper half this word is far larger:
                 or size > granules * _GRANULE - _BODY_START - len(name)
@@ -221,6 +228,8 @@ def pop(segment: Segment, known: Known, name: bytes, now: int) -> bytes | None:
                 or (leaf and not segment.heap_start <= leaf < segment.backed_end)
             ):
                 return None
+            if granules >= len(_CLASS_OF):
+                return pop_large(record, extent, start, size)
             index = _CLASS_OF[granules]
             entry = words[_QUICK + index]
             if entry >= _QUICK_LIMIT[index]:
@@ -322,7 +331,7 @@ def drain(
         size = lengths & 0xFFFFFFFF
         if (
             header >> _KIND_SHIFT != _IS_MESSAGE
-            or granules >= 480
+            or granules >= len(_CLASS_OF)
             or deadline <= now
             or lengths >= _PLAIN
             or size + name_bytes > granules * _GRANULE - _BODY_START

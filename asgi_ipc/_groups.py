@@ -88,26 +88,48 @@ class Groups:
 
     def add(
         self, plan: Plan, group: str, home: str, channel: str, now_ns: int, deadline_ns: int
-    ) -> int:
-        """Plan a membership, or its renewal; return the new version, 0 for a renewal."""
+    ) -> tuple[int, int]:
+        """Plan a membership, or its renewal; return the new version (0: a renewal) and the home."""
         group_record = self.find_group(plan, group)
         if not group_record:
             group_record = self.table.create(
-                plan, L.EXTENT_GROUP, group.encode("ascii"), 0, (0, 0, 0)
+                plan, L.EXTENT_GROUP, group.encode("ascii"), 0, (0, 0, 0), _next_ident(plan)
             )
         home_record = self.find_home(plan, group_record, home)
         if not home_record:
             home_record = self._create_home(plan, group_record, home)
+        version = self.add_below(plan, group_record, home_record, channel, now_ns, deadline_ns)
+        return version, home_record
+
+    def add_below(
+        self,
+        plan: Plan,
+        group_record: int,
+        home_record: int,
+        channel: str,
+        now_ns: int,
+        deadline_ns: int,
+    ) -> int:
+        """Do what ``add`` does, for a home that was found."""
         member = self.find_member(plan, home_record, channel)
-        if member and not plan[member + L.M_LEFT]:
-            is_over = plan[member + L.M_DEADLINE] <= now_ns
-            plan[member + L.M_DEADLINE] = deadline_ns
-            if not is_over:
-                return 0
-            version = self._changed(plan, group_record, home_record, 0)
-            plan[member + L.M_JOINED] = version
-            return version
-        # Beside its own tombstone, if there is one: `find_member` meets the newer one first.
+        if not member or plan[member + L.M_LEFT]:
+            return self.join(plan, group_record, home_record, channel, deadline_ns)
+        is_over = plan[member + L.M_DEADLINE] <= now_ns
+        plan[member + L.M_DEADLINE] = deadline_ns
+        if not is_over:
+            return 0
+        version = self._changed(plan, group_record, home_record, 0)
+        plan[member + L.M_JOINED] = version
+        return version
+
+    def join(
+        self, plan: Plan, group_record: int, home_record: int, channel: str, deadline_ns: int
+    ) -> int:
+        """Plan a membership of a channel that is no member; return the new version.
+
+        Beside its own tombstone, if there is one: `find_member` meets the newer one first.
+        """
+        ident = _next_ident(plan)
         version = self._changed(plan, group_record, home_record, +1)
         first = plan[home_record + L.H_FIRST]
         member = self.table.create(
@@ -116,11 +138,16 @@ class Groups:
             channel.encode("ascii"),
             home_record,
             (first, 0, deadline_ns, version, 0),
+            ident,
         )
         if first:
             plan[self.heap.check(first) + L.M_PREVIOUS] = member
         plan[home_record + L.H_FIRST] = member
         return version
+
+    def member_bytes(self, channel: str) -> int:
+        """Size of the extent of a member."""
+        return 8 * L.M_KEY + len(channel)
 
     def discard(
         self, plan: Plan, group: str, home: str, channel: str, tombstone_until_ns: int
@@ -154,7 +181,12 @@ class Groups:
     def _create_home(self, plan: Plan, group: int, home: str) -> int:
         first = plan[group + L.G_HOMES]
         record = self.table.create(
-            plan, L.EXTENT_HOME, home.encode("ascii"), group, (first, 0, 0, 0, 0)
+            plan,
+            L.EXTENT_HOME,
+            home.encode("ascii"),
+            group,
+            (first, 0, 0, 0, 0),
+            _next_ident(plan),
         )
         if first:
             plan[self.heap.check(first) + L.H_PREVIOUS] = record
@@ -163,11 +195,10 @@ class Groups:
 
     def _changed(self, plan: Plan, group: int, home: int, members: int) -> int:
         version = plan[L.SEQUENCE] + 1
-        plan[L.SEQUENCE] = version
-        plan[group + L.G_VERSION] = version
-        plan[home + L.H_VERSION] = version
-        plan[group + L.G_COUNT] += members
-        plan[home + L.H_COUNT] += members
+        plan[L.SEQUENCE] = plan[group + L.G_VERSION] = plan[home + L.H_VERSION] = version
+        if members:
+            plan[group + L.G_COUNT] += members
+            plan[home + L.H_COUNT] += members
         return version
 
     def _remove_member(self, plan: Plan, home: int, member: int) -> None:
@@ -190,6 +221,11 @@ class Groups:
             plan[self.heap.check(previous) + link] = following
         else:
             plan[first_word] = following
+
+
+def _next_ident(plan: Plan) -> int:
+    """An ident for the records of the change that takes the next version: no other has it."""
+    return plan[L.SEQUENCE] << 1 | 1
 
 
 assert L.M_PREVIOUS == L.M_NEXT + 1 and L.H_PREVIOUS == L.H_NEXT + 1

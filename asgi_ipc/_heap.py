@@ -35,8 +35,18 @@ R = TypeVar("R")
 GROWTH_BYTES = 1 << 20  # memory is backed in steps of this size
 _GROWTH_GRANULES = GROWTH_BYTES // L.GRANULE_BYTES
 _LAST_RESORT = 8  # extents looked at
+_STOCK = 16  # extents cut at once
+_STOCK_GRANULES = 512  # together at most
+_STOCK_FROM = 8  # times as much must be free in one piece
 _SHORT_LIVED = (L.EXTENT_MESSAGE, L.EXTENT_BODY)
 _W = L.GRANULE_WORDS
+
+# Sizes that have quick lists, looked up rather than computed each time.
+_QUICK_GRANULES = next(g for g in range(1, 4096) if L.size_class(g) == L.QUICK_CLASSES)
+_ROUNDED = [L.round_to_class(granules) for granules in range(_QUICK_GRANULES)]
+_CLASS = [L.size_class(granules) for granules in range(_QUICK_GRANULES)]
+_QUICK = [L.QUICK + _CLASS[rounded] if rounded < _QUICK_GRANULES else 0 for rounded in _ROUNDED]
+_LIMIT = [L.quick_limit(index) for index in range(L.QUICK_CLASSES)]
 
 
 class HeapFull(Exception):
@@ -60,7 +70,11 @@ class Heap:
             SegmentCorrupt: it is not.
         """
         segment = self._segment
-        if extent & 3 or extent < segment.heap_start or not segment.is_backed(extent):
+        if (
+            extent & 3
+            or extent < segment.heap_start
+            or (extent >= segment.backed_end and not segment.is_backed(extent))
+        ):
             raise SegmentCorrupt(
                 f"segment {segment.name} is damaged (an extent at word {extent}): stop every "
                 "process that uses it, unlink it and start again"
@@ -81,11 +95,10 @@ class Heap:
             HeapFull: as it says; nothing was planned. ``fit`` takes care of it.
         """
         granules = (size_bytes + L.GRANULE_BYTES - 1) >> 5
-        rounded = L.round_to_class(granules)
-        index = L.size_class(rounded)
-        if index < L.QUICK_CLASSES:
-            granules = rounded
-            quick = L.QUICK + index
+        quick = _QUICK[granules] if granules < _QUICK_GRANULES else 0
+        if quick:
+            granules = _ROUNDED[granules]
+            index = _CLASS[granules]
             entry = plan[quick]
             if entry:
                 extent = self.check(entry & L.OFFSET_MASK)
@@ -99,10 +112,44 @@ class Heap:
                 if header >> L.KIND_SHIFT != kind:
                     plan[extent] = kind << L.KIND_SHIFT | header & ((1 << L.KIND_SHIFT) - 1)
                 return extent
+        else:
+            index = L.size_class(L.round_to_class(granules))
         found = self._first_fit(plan, index) or self._last_resort(plan, granules)
         if not found:
             raise HeapFull(granules)
         return self._carve(plan, found, granules, kind)
+
+    def stock(self, size_bytes: int, kind: int) -> None:
+        """Cut several extents into an empty quick list: a committed step of its own.
+
+        What is cut one by one costs about ten logged words each, and the large free extent's
+        place in its list again and again. Does nothing where memory is short.
+        """
+        granules = (size_bytes + L.GRANULE_BYTES - 1) >> 5
+        quick = _QUICK[granules] if granules < _QUICK_GRANULES else 0
+        words = self._segment.words
+        if not quick or words[quick]:
+            return
+        granules = _ROUNDED[granules]
+        count = min(_STOCK, _STOCK_GRANULES // granules)
+        if count < 2:
+            return
+        plan = Plan(words)
+        wanted = count * granules * _STOCK_FROM
+        found = self._first_fit(plan, L.size_class(L.round_to_class(wanted)))
+        if not found:
+            return
+        extent = self._carve(plan, found, count * granules, kind)
+        before = plan[extent] >> L.PREVIOUS_SHIFT & L.SIZE_MASK
+        following = 0
+        for _ in range(count):
+            plan[extent] = kind << L.KIND_SHIFT | before << L.PREVIOUS_SHIFT | granules
+            plan[extent + L.FREE_NEXT] = following
+            before, following = granules, extent
+            extent += _W * granules
+        self._set_previous(plan, extent, granules)
+        plan[quick] = count << L.COUNT_SHIFT | following
+        self._segment.commit(plan)
 
     def free(self, plan: Plan, extent: int) -> None:
         """Give an extent back."""
@@ -112,12 +159,13 @@ class Heap:
                 f"segment {self._segment.name} is damaged (word {extent} freed twice): stop "
                 "every process that uses it, unlink it and start again"
             )
-        index = L.size_class(header & L.SIZE_MASK)
-        if index < L.QUICK_CLASSES:
+        granules = header & L.SIZE_MASK
+        if granules < _QUICK_GRANULES:
+            index = _CLASS[granules]
             quick = L.QUICK + index
             entry = plan[quick]
             count = entry >> L.COUNT_SHIFT
-            if count < L.quick_limit(index):
+            if count < _LIMIT[index]:
                 plan[extent + L.FREE_NEXT] = entry & L.OFFSET_MASK
                 plan[quick] = (count + 1) << L.COUNT_SHIFT | extent
                 return
@@ -128,7 +176,7 @@ class Heap:
         words = self._segment.words
         freed = False
         for quick in range(L.QUICK, L.QUICK + L.QUICK_CLASSES):
-            for _ in range(L.quick_limit(quick - L.QUICK)):
+            for _ in range(_LIMIT[quick - L.QUICK]):
                 entry = words[quick]
                 if not entry:
                     break

@@ -238,8 +238,10 @@ def round_to_class(granules: int) -> int:
 
 
 def quick_limit(index: int) -> int:
-    """How many extents the quick list of a class may hold: a burst of small ones, few large."""
-    return 128 if index < 32 else 16
+    """How many extents the quick list of a class may hold: 128 KiB of them, 16 to 256."""
+    step = 0 if index < 32 else (index - 32) // 8 + 2
+    granules = index if index < 32 else (8 + (index - 32) % 8) << step
+    return max(16, min(256, 4096 // max(1, granules)))
 
 
 # The table above, checked when the package is imported.
@@ -250,4 +252,5 @@ assert MAX_SEGMENT_BYTES < 1 << 33  # sizes of bodies and offsets fit their halv
 assert CLASS_COUNT <= 64 * BITMAP_WORDS
 assert size_class(SIZE_MASK) < CLASS_COUNT
 assert CH_PARKED + PARKED_WORDS == CH_FULL
+assert all(quick_limit(size_class(g)) == max(16, min(256, 4096 // g)) for g in (1, 20, 36, 256))
 assert size_class(31) + 1 == size_class(32) and size_class(63) + 1 == size_class(64)

@@ -20,7 +20,8 @@ from .exceptions import ChannelFull
 
 __all__ = ["GroupStore", "Snapshot"]
 
-_SWEEP_BUCKETS = 2
+_SWEEP_EVERY = 16  # one group_add in so many looks at as many buckets
+_SWEEP_BUCKETS = 16
 _PRESSURE_BUCKETS = 4096
 _REMOVALS = 32  # members of a dead home removed in one hold of the lock
 _CACHE_LIMIT = 10_000
@@ -50,16 +51,30 @@ class _KnownGroup(NamedTuple):
 
 
 class _KnownHome:
-    """A home's members as last read, at ``version``; ``gone`` are the tombstones."""
+    """A home's members as last read, at ``version``.
 
-    __slots__ = ("gone", "ident", "members", "record", "version")
+    Attributes:
+        gone: the tombstones.
+        newest: none of the members joined at a later version than this.
+        due_ns: none of them expires before.
+    """
+
+    __slots__ = ("due_ns", "gone", "ident", "members", "newest", "record", "version")
 
     def __init__(self, record: int, ident: int) -> None:
         self.record = record
         self.ident = ident
         self.version = 0
+        self.newest = 0
+        self.due_ns = _NEVER_NS
         self.members: dict[str, Member] = {}
         self.gone: list[tuple[str, Member]] = []
+
+    def note(self, name: str, member: Member) -> None:
+        """Add a member, or what it has become."""
+        self.members[name] = member
+        self.newest = max(self.newest, member.joined)
+        self.due_ns = min(self.due_ns, member.deadline_ns)
 
 
 class GroupStore:
@@ -71,6 +86,7 @@ class GroupStore:
         self._known_groups: dict[str, _KnownGroup] = {}
         self._known_homes: dict[tuple[str, str], _KnownHome] = {}
         self._hand = 0
+        self._adds = 0
         segment.on_epoch = self.forget
 
     def forget(self) -> None:
@@ -91,8 +107,9 @@ class GroupStore:
     def _add(self, group: str, home: str, channel: str, expiry_ns: int) -> None:
         now = time.monotonic_ns()
         deadline = now + expiry_ns
+        self.groups.heap.stock(self.groups.member_bytes(channel), L.EXTENT_MEMBER)
         try:
-            plan, version = self.groups.heap.fit(
+            plan, version, record = self.groups.heap.fit(
                 lambda: self._plan_add(group, home, channel, now, deadline),
                 lambda: self._make_room(now),
             )
@@ -102,8 +119,14 @@ class GroupStore:
             raise self._memory_full(group, channel, exc) from exc
         previous = self._home_version(group, home)
         self.segment.commit(plan)
-        self._note(group, home, channel, previous, version, Member(version, 0, deadline))
-        self._sweep(now, _SWEEP_BUCKETS)
+        member = Member(version, 0, deadline)
+        if previous:
+            self._note(group, home, channel, previous, version, member)
+        else:
+            self._note_alone(group, home, channel, record, member)
+        self._adds += 1
+        if not self._adds % _SWEEP_EVERY:
+            self._sweep(now, _SWEEP_BUCKETS)
 
     def _memory_full(self, group: str, channel: str, cause: Exception) -> ChannelFull:
         name, total = self.segment.name, self.segment.size_bytes
@@ -122,9 +145,25 @@ class GroupStore:
 
     def _plan_add(
         self, group: str, home: str, channel: str, now_ns: int, deadline_ns: int
-    ) -> tuple[Plan, int]:
-        plan = Plan(self.segment.words)
-        return plan, self.groups.add(plan, group, home, channel, now_ns, deadline_ns)
+    ) -> tuple[Plan, int, int]:
+        words = self.segment.words
+        plan = Plan(words)
+        known = self._known_homes.get((group, home))
+        if (
+            known is not None
+            and words[known.record + L.IDENT] == known.ident
+            and words[known.record + L.H_VERSION] == known.version
+        ):
+            group_record = self.groups.heap.check(words[known.record + L.OWNER])
+            if channel in known.members:
+                version = self.groups.add_below(
+                    plan, group_record, known.record, channel, now_ns, deadline_ns
+                )
+            else:
+                version = self.groups.join(plan, group_record, known.record, channel, deadline_ns)
+            return plan, version, known.record
+        version, record = self.groups.add(plan, group, home, channel, now_ns, deadline_ns)
+        return plan, version, record
 
     def discard(self, group: str, home: str, channel: str, tombstone_ns: int) -> None:
         """End a membership; nothing happens if there is none.
@@ -144,7 +183,6 @@ class GroupStore:
         previous = self._home_version(group, home)
         self.segment.commit(plan)
         self._note(group, home, channel, previous, version, Member(0, version, until))
-        self._sweep(now, _SWEEP_BUCKETS)
 
     def drop_home(self, group: str, home: str) -> bool:
         """Remove some members of a home whose process has died; whether any are left."""
@@ -215,8 +253,10 @@ class GroupStore:
         known = self._home(group, home)
         if known is None:
             return []
-        if any(member.deadline_ns <= now for member in known.members.values()):
+        if known.due_ns <= now:
             self._read_members(known)  # another process may have renewed them
+        if version >= known.newest and not known.gone and known.due_ns > now:
+            return list(known.members)
         names = [
             name
             for name, (joined, _, deadline_ns) in known.members.items()
@@ -269,20 +309,19 @@ class GroupStore:
                 self._known_homes.pop((group, home), None)
                 return None
             known = _KnownHome(record, words[record + L.IDENT])
-            if len(self._known_homes) >= _CACHE_LIMIT:
-                self._known_homes.clear()
-            self._known_homes[(group, home)] = known
+            self._remember_home(group, home, known)
         self._read_members(known)
         return known
 
     def _read_members(self, known: _KnownHome) -> None:
         known.members.clear()
         known.gone.clear()
+        known.newest, known.due_ns = 0, _NEVER_NS
         for name, member in self.groups.members(known.record):
             if member.left:
                 known.gone.append((name, member))
             else:
-                known.members[name] = member
+                known.note(name, member)
         known.version = self.segment.words[known.record + L.H_VERSION]
 
     def _home_version(self, group: str, home: str) -> int:
@@ -310,10 +349,26 @@ class GroupStore:
         old = known.members.pop(channel, None)
         if not member.left:
             joined = member.joined or (old.joined if old else 0)  # 0: a renewal
-            known.members[channel] = member._replace(joined=joined)
+            known.note(channel, member._replace(joined=joined))
         elif old is not None and member.deadline_ns:
             known.gone.append((channel, member._replace(joined=old.joined)))
         known.version = version or known.version
+
+    def _note_alone(self, group: str, home: str, channel: str, record: int, member: Member) -> None:
+        """Remember a home whose first and only member is the one just added."""
+        words = self.segment.words
+        first = self.groups.heap.check(words[record + L.H_FIRST])
+        if words[first + L.M_NEXT] or not member.joined:
+            return
+        known = _KnownHome(record, words[record + L.IDENT])
+        known.version = member.joined
+        known.note(channel, member)
+        self._remember_home(group, home, known)
+
+    def _remember_home(self, group: str, home: str, known: _KnownHome) -> None:
+        if len(self._known_homes) >= _CACHE_LIMIT:
+            self._known_homes.clear()
+        self._known_homes[(group, home)] = known
 
     # -- housekeeping --------------------------------------------------------------------
 

@@ -199,11 +199,10 @@ class Queues:
             extent = self.heap.check(plan[home + L.CH_HEAD])
             if words[extent + L.MSG_DEADLINE] > now_ns:
                 break
-            self._unlink_head(plan, home, extent)
             leaf = words[extent + L.MSG_LEAF]
             if leaf:
                 plan[self.heap.check(leaf) + L.CH_TAKEN] += 1
-            self._free_message(plan, extent)
+            self.remove_head(plan, home, extent)
             dropped += 1
         if dropped:
             plan[home + L.CH_EXPIRED] += dropped
@@ -259,18 +258,16 @@ class Queues:
                 excluded = memory[start : start + excluded_bytes].decode("ascii").split("\0")[1:]
             start = 8 * (stored + L.BODY_DATA)
             body = memory[start : start + body_bytes]
-        self._unlink_head(plan, home, extent)
-        self._free_message(plan, extent)
+        self.remove_head(plan, home, extent)
         ident = words[self.heap.check(leaf) + L.IDENT] if leaf else 0
         return Popped(name, body, leaf, ident, version, deadline_ns, excluded)
 
-    def _unlink_head(self, plan: Plan, home: int, extent: int) -> None:
+    def remove_head(self, plan: Plan, home: int, extent: int) -> None:
+        """Plan the end of ``extent``, the head of a queue."""
         taken = plan[home + L.CH_TAKEN] + 1
         plan[home + L.CH_TAKEN] = taken
         if taken != plan[home + L.CH_SENT]:
             plan[home + L.CH_HEAD] = plan[extent + L.MSG_NEXT]
-
-    def _free_message(self, plan: Plan, extent: int) -> None:
         words = self.segment.words
         if words[extent + L.MSG_LENGTHS] >> _FLAG_SHIFT:
             stored = self.heap.check(words[extent + L.MSG_DATA])

@@ -86,7 +86,7 @@ class Reception:
         if len(keys) == 1 and "!" not in keys[0]:
             body = self.site.messages.take_one(keys[0])
             if body is not None:
-                return keys[0], _codec.decode(body)
+                return keys[0], _codec.decode_taken(body)
         port = None
         if block:
             if loop is None:
@@ -267,7 +267,7 @@ class Reception:
             return None
         if home[-1] != "!":
             body = self.site.messages.take_one(home)
-            return None if body is None else (home, _codec.decode(body))
+            return None if body is None else (home, _codec.decode_taken(body))
         if len(keys) > 1 or keys[0] == home:
             return None
         message = self.take_named(keys[0], home)
@@ -281,7 +281,7 @@ class Reception:
                 if got is not None:
                     return got[1]
             body = self.site.messages.take_one(home, name)
-        return None if body is None else _codec.decode(body)
+        return None if body is None else _codec.decode_taken(body)
 
     def _take_messages(
         self,

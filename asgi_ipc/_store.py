@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import NamedTuple
 
-from . import _fast
+from . import _fast, _scratch
 from . import _layout as L
 from ._fanout import Drop, Fanout, GroupMessage
 from ._heap import HeapFull
@@ -135,6 +135,8 @@ class MessageStore:
     ) -> None:
         own_name = "" if name == home else name
         arguments = (name, home, own_name, body, capacity, now, deadline, by_name)
+        size = self.queues.message_bytes(own_name, len(body))
+        self.queues.heap.stock(size, L.EXTENT_MESSAGE)
         try:
             created = self.records.fit(lambda: self._append(*arguments), now)
         except (HeapFull, OSError) as exc:
@@ -377,10 +379,11 @@ class MessageStore:
                 self.slots.park(home, slot, token)
         return NOTHING
 
-    def take_one(self, home: str, name: str = "") -> bytes | None:
+    def take_one(self, home: str, name: str = "") -> bytes | memoryview | None:
         """Take one ordinary message and return its body.
 
-        ``None`` if there is none, or if ``take`` has to see to it.
+        ``None`` if there is none, or if ``take`` has to see to it. A large body comes in memory
+        that ``_scratch.give_back`` wants when it was decoded.
 
         Args:
             name: the full name it must bear, if that is not the home's own.
@@ -392,9 +395,23 @@ class MessageStore:
         if words is None or words[known[0] + L.CH_SENT] == words[known[0] + L.CH_TAKEN]:
             return None  # closed by another thread; or seen without the lock, as `may_have`
         try:
-            return _fast.pop(self.segment, known, name.encode("ascii"), time.monotonic_ns())
+            return _fast.pop(
+                self.segment, known, name.encode("ascii"), time.monotonic_ns(), self._pop_large
+            )
         except LockBusy:
             return None  # `take` waits for it
+
+    def _pop_large(self, record: int, extent: int, start: int, size: int) -> memoryview:
+        """Take the head of a queue, an ordinary message that was checked; with the lock held."""
+        body = _scratch.borrow(size)
+        body[:] = memoryview(self.segment.memory)[start : start + size]
+        plan = Plan(self.segment.words)
+        leaf = plan[extent + L.MSG_LEAF]
+        if leaf:
+            plan[leaf + L.CH_TAKEN] += 1
+        self.queues.remove_head(plan, record, extent)
+        self.segment.commit(plan)
+        return body
 
     def _pop_some(
         self, plan: Plan, record: int, home: str, limit: int, wanted: Container[str]

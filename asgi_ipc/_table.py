@@ -51,11 +51,20 @@ class Table:
             record = plan[record + L.HASH_NEXT]
         raise self._loop()
 
-    def create(self, plan: Plan, kind: int, key: bytes, owner: int, fields: tuple[int, ...]) -> int:
+    def create(
+        self,
+        plan: Plan,
+        kind: int,
+        key: bytes,
+        owner: int,
+        fields: tuple[int, ...],
+        ident: int = 0,
+    ) -> int:
         """Plan a new record and return it.
 
         Args:
             fields: the words between ``KEY`` and the key's text.
+            ident: odd, and never used before for a record of this segment; 0: a random one.
         """
         offset = L.KEY_WORD[kind]
         record = self._heap.allocate(plan, 8 * offset + len(key), kind)
@@ -63,7 +72,7 @@ class Table:
         # Nothing refers to this memory before the bucket's word is committed.
         memory = self._segment.memory
         start = 8 * record
-        ident = int.from_bytes(os.urandom(8), "little") | 1
+        ident = ident or int.from_bytes(os.urandom(8), "little") | 1
         memory[start + 8 * L.DATA : start + 8 * (L.KEY + 1)] = _PREFIX.pack(
             plan[bucket], ident, owner, _key_word(key, owner)
         )

@@ -344,7 +344,7 @@ class AsyncIPCChannelLayer:
         if self._site.is_open:
             if name is home:
                 body = self._site.messages.take_one(name)
-                message = None if body is None else _codec.decode(body)
+                message = None if body is None else _codec.decode_taken(body)
             else:
                 message = self._reception.take_named(name, home)
             if message is not None:
@@ -419,7 +419,13 @@ class AsyncIPCChannelLayer:
         """
         check_group(group)
         name, home, _ = self._names.get(channel) or self._learn(channel)
-        await self._run(self._site.groups.add, group, home, name, self._group_expiry_ns)
+        site = self._site
+        if not site.is_open:
+            site.open()
+        try:
+            site.groups.add(group, home, name, self._group_expiry_ns)
+        except LockBusy:
+            await self._run(site.groups.add, group, home, name, self._group_expiry_ns)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """End a membership; a channel that is no member is fine.
