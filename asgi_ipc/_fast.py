@@ -74,7 +74,7 @@ def append(
         known: the home's record.
         leaf: the record that counts the full name, if it is counted.
         name: the full name if it is not the home's own, else ``""``.
-        wake: ``wake(plan, record, mask)`` rings one of the parked loops.
+        wake: ``wake(plan, record, mask)`` rings one of the parked loops and plans its bit away.
     """
     record, ident = known
     guard = segment.guard
@@ -126,6 +126,10 @@ def append(
                 if tail & 3 or not start <= tail < end:
                     return False
                 link = tail + L.MSG_NEXT
+            plan: dict[int, int] = {}
+            if p0 | p1 | p2 | p3:
+                # Before the rest is prepared: whoever is rung needs longer to get here.
+                wake(plan, record, p0 | p1 << 64 | p2 << 128 | p3 << 192)
             start = 8 * extent + _DATA_START
             lengths = len(name) << _NAME_SHIFT | size
             memory[start : start + _HEAD_BYTES + len(data)] = (
@@ -134,9 +138,8 @@ def append(
             rest = (entry & _COUNTS) - _ONE_QUICK
             if rest:
                 rest |= words[extent + 1] & _OFFSET
-            mask = p0 | p1 | p2 | p3
-            if not counter and not mask:
-                segment.commit4(
+            if not counter and not plan:
+                segment.commit_four(
                     quick,
                     rest,
                     link,
@@ -147,18 +150,32 @@ def append(
                     sent + 1,
                 )
                 return True
-            plan = {
-                quick: rest,
-                link: extent,
-                record + _TAIL_WORD: extent,
-                record + _SENT_WORD: sent + 1,
-            }
             if counter:
+                latest = words[counter + L.LEAF_DEADLINE]
+                if deadline > latest:
+                    latest = deadline
+                if not plan:
+                    segment.commit_six(
+                        quick,
+                        rest,
+                        link,
+                        extent,
+                        record + _TAIL_WORD,
+                        extent,
+                        record + _SENT_WORD,
+                        sent + 1,
+                        counter + _SENT_WORD,
+                        counted + 1,
+                        counter + L.LEAF_DEADLINE,
+                        latest,
+                    )
+                    return True
                 plan[counter + _SENT_WORD] = counted + 1
-                if deadline > words[counter + L.LEAF_DEADLINE]:
-                    plan[counter + L.LEAF_DEADLINE] = deadline
-            if mask:
-                wake(plan, record, p0 | p1 << 64 | p2 << 128 | p3 << 192)
+                plan[counter + L.LEAF_DEADLINE] = latest
+            plan[quick] = rest
+            plan[link] = extent
+            plan[record + _TAIL_WORD] = extent
+            plan[record + _SENT_WORD] = sent + 1
             segment.commit(plan)
             return True
         except (IndexError, ValueError, struct.error):
@@ -237,17 +254,23 @@ def pop(
             body: bytes = memory[start : start + size]
             taken += 1
             if leaf:
-                segment.commit(
-                    {
-                        record + _TAKEN_WORD: taken,
-                        record + _HEAD_WORD: following if taken != sent else 0,
-                        extent + 1: entry & _OFFSET,
-                        _QUICK + index: (entry & _COUNTS) + _ONE_QUICK | extent,
-                        leaf + _TAKEN_WORD: words[leaf + _TAKEN_WORD] + 1,
-                    }
+                counted = words[leaf + _TAKEN_WORD] + 1
+                segment.commit_six(
+                    record + _TAKEN_WORD,
+                    taken,
+                    record + _HEAD_WORD,
+                    following if taken != sent else 0,
+                    extent + 1,
+                    entry & _OFFSET,
+                    _QUICK + index,
+                    (entry & _COUNTS) + _ONE_QUICK | extent,
+                    leaf + _TAKEN_WORD,
+                    counted,
+                    leaf + _TAKEN_WORD,  # once more: there are only five
+                    counted,
                 )
                 return body
-            segment.commit4(
+            segment.commit_four(
                 record + _TAKEN_WORD,
                 taken,
                 record + _HEAD_WORD,

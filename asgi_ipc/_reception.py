@@ -83,10 +83,10 @@ class Reception:
         """
         if not self.site.is_open:
             self.site.open()
-        if len(keys) == 1 and "!" not in keys[0]:
-            body = self.site.messages.take_one(keys[0])
-            if body is not None:
-                return keys[0], _codec.decode_taken(body)
+        if len(keys) == 1:
+            message = self.take_now(keys[0], homes[0])
+            if message is not None:
+                return keys[0], message
         port = None
         if block:
             if loop is None:
@@ -263,24 +263,24 @@ class Reception:
 
     def _take_after_ring(self, keys: tuple[str, ...], home: str, port: Port) -> Received | None:
         """Take what one waiter, alone on its home, was most likely rung for."""
-        if not port.is_alone(home):
+        if len(keys) > 1 or not port.is_alone(home):
             return None
-        if home[-1] != "!":
-            body = self.site.messages.take_one(home)
-            return None if body is None else (home, _codec.decode_taken(body))
-        if len(keys) > 1 or keys[0] == home:
-            return None
-        message = self.take_named(keys[0], home)
+        message = self.take_now(keys[0], home)
         return None if message is None else (keys[0], message)
 
-    def take_named(self, name: str, home: str) -> dict[str, Any] | None:
-        """Take the next message of a process-specific channel, in the ordinary cases."""
-        with self.site.mutex:
-            if self._inboxes.depth(name):
-                got = self._take_from_inboxes((name,))
-                if got is not None:
-                    return got[1]
-            body = self.site.messages.take_one(home, name)
+    def take_now(self, key: str, home: str) -> dict[str, Any] | None:
+        """Take the next message of one channel, in the ordinary cases; else see ``receive``."""
+        if "!" not in key:
+            body = self.site.messages.take_one(key)
+        elif key[-1] == "!":
+            return None
+        else:
+            with self.site.mutex:
+                if self._inboxes.count and self._inboxes.has(key):
+                    got = self._take_from_inboxes((key,))
+                    if got is not None:
+                        return got[1]
+                body = self.site.messages.take_one(home, key)
         return None if body is None else _codec.decode_taken(body)
 
     def _take_messages(

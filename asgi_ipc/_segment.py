@@ -59,7 +59,9 @@ _flock = fcntl.flock
 _LOG_START = 8 * L.LOG
 _LOG_END_OF_FOUR = _LOG_START + 64
 _PAIRS = [struct.Struct(f"<{2 * count}Q").pack for count in range(L.LOG_CAPACITY + 1)]
+_LOG_END_OF_SIX = _LOG_START + 96
 _FOUR_PAIRS = _PAIRS[4]
+_SIX_PAIRS = _PAIRS[6]
 
 _PICKLE_2 = 0x0280  # what the original package kept in its segments
 
@@ -458,7 +460,7 @@ class Segment:
             words[word] = value
         words[L.LOG_N] = 0
 
-    def commit4(
+    def commit_four(
         self, k1: int, v1: int, k2: int, v2: int, k3: int, v3: int, k4: int, v4: int
     ) -> None:
         """Do what ``commit`` does for exactly four words, in a third of the time.
@@ -472,6 +474,35 @@ class Segment:
         words[k2] = v2
         words[k3] = v3
         words[k4] = v4
+        words[L.LOG_N] = 0
+
+    def commit_six(
+        self,
+        k1: int,
+        v1: int,
+        k2: int,
+        v2: int,
+        k3: int,
+        v3: int,
+        k4: int,
+        v4: int,
+        k5: int,
+        v5: int,
+        k6: int,
+        v6: int,
+    ) -> None:
+        """Do what ``commit`` does for exactly six words."""
+        words = self.words
+        self.memory[_LOG_START:_LOG_END_OF_SIX] = _SIX_PAIRS(
+            k1, v1, k2, v2, k3, v3, k4, v4, k5, v5, k6, v6
+        )
+        words[L.LOG_N] = 6  # SYNC POINT "commit"
+        words[k1] = v1
+        words[k2] = v2
+        words[k3] = v3
+        words[k4] = v4
+        words[k5] = v5
+        words[k6] = v6
         words[L.LOG_N] = 0
 
     def _replay(self) -> None:

@@ -342,11 +342,7 @@ class AsyncIPCChannelLayer:
         """
         name, home, _ = self._names.get(channel) or self._learn(channel)
         if self._site.is_open:
-            if name is home:
-                body = self._site.messages.take_one(name)
-                message = None if body is None else _codec.decode_taken(body)
-            else:
-                message = self._reception.take_named(name, home)
+            message = self._reception.take_now(name, home)
             if message is not None:
                 return message
         got = await self._reception.receive((name,), (home,), True, None, self.pause)

@@ -741,6 +741,8 @@ try:
 except StopIteration as done:
     say(done.value)
 pid = os.fork()
+if pid:
+    os.waitpid(pid, 0)  # so that two do not write at once
 coroutine = layer.new_channel()
 try:
     coroutine.send(None)
@@ -748,7 +750,6 @@ except StopIteration as done:
     say(done.value)
 if pid == 0:
     os._exit(0)
-os.waitpid(pid, 0)
 """
     )
     homes = {child.line().split("!")[0] for _ in range(4)}

@@ -218,7 +218,6 @@ def test_a_ring_between_draining_and_looking_is_not_lost(
         await first.send("h1", {"n": 1})
 
         def slow_send() -> None:
-            commit, commit4 = segment.commit, getattr(segment, "commit4", None)
 
             def slowly(function: Any) -> Any:
                 def wait_then(*arguments: Any) -> Any:
@@ -228,9 +227,8 @@ def test_a_ring_between_draining_and_looking_is_not_lost(
 
                 return wait_then
 
-            segment.commit = slowly(commit)  # type: ignore[method-assign]
-            if commit4 is not None:
-                segment.commit4 = slowly(commit4)  # type: ignore[method-assign]
+            for name in ("commit", "commit_four", "commit_six"):
+                setattr(segment, name, slowly(getattr(segment, name)))
             drive(second.send("h2", {"n": 2}))
             committed.set()
 

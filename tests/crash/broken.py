@@ -14,7 +14,11 @@ from .world import World
 class Broken(Segment):
     """A segment whose every commit goes through ``commit``."""
 
-    def commit4(self, *pairs: int) -> None:
+    def commit_four(self, *pairs: int) -> None:
+        """Do what ``commit`` does."""
+        self.commit(dict(zip(pairs[::2], pairs[1::2], strict=True)))
+
+    def commit_six(self, *pairs: int) -> None:
         """Do what ``commit`` does."""
         self.commit(dict(zip(pairs[::2], pairs[1::2], strict=True)))
 
