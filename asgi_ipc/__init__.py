@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._fanout import Drop
 from .aio import AsyncIPCChannelLayer
 from .exceptions import ChannelFull, IPCError, MessageTooLarge
 from .sync import IPCChannelLayer
@@ -11,6 +12,7 @@ __version__ = "2.0.0b1"
 __all__ = [
     "AsyncIPCChannelLayer",
     "ChannelFull",
+    "Drop",
     "IPCChannelLayer",
     "IPCError",
     "MessageTooLarge",

@@ -7,6 +7,7 @@ what it keeps, so a process that adds and discards its own members never reads t
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from ._groups import Groups, Member
 from ._heap import HeapFull
 from ._records import is_full
 from ._segment import Plan, Segment
+from ._throttle import Throttle
 from .exceptions import ChannelFull
 
 __all__ = ["GroupStore", "Snapshot"]
@@ -87,6 +89,7 @@ class GroupStore:
         self._known_homes: dict[tuple[str, str], _KnownHome] = {}
         self._hand = 0
         self._adds = 0
+        self._fulls = Throttle()
         segment.on_epoch = self.forget
 
     def forget(self) -> None:
@@ -140,6 +143,14 @@ class GroupStore:
                 f"group {group!r}: the memory of {name} ({total} bytes) has no room for another "
                 "member: raise group_memory (stop all processes, unlink the segment, start them "
                 "with the new size)"
+            )
+        if count := self._fulls.add():
+            self.segment.note(
+                logging.WARNING,
+                "memory-full",
+                "%d members refused since the last such line, for lack of memory; the latest: %s",
+                count,
+                text,
             )
         return ChannelFull(text, channel=channel, memory_bytes=total)
 

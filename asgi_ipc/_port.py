@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
@@ -189,6 +190,10 @@ class Port:
         loop = self._loop()
         return loop is None or loop.is_closed()
 
+    def has_lost_its_door(self) -> bool:
+        """Whether somebody removed the socket, so that nobody can ring any more."""
+        return self.is_open and not os.path.exists(self._fittings.door.path)
+
     def loop(self) -> HostLoop | None:
         """Return the loop, unless it is gone."""
         return self._loop()
@@ -343,7 +348,9 @@ class Port:
                 loop.call_later(_RETRY_S, self._look, everything)
             return
         except IPCError:
-            logger.exception("a waiting event loop cannot look at its channels")
+            logger.exception(
+                "a waiting event loop cannot look at its channels", extra={"event": "look-failed"}
+            )
             return
         for home, depth in waiting:
             self._wake_in(home, depth)

@@ -87,6 +87,10 @@ class Reception:
             message = self.take_now(keys[0], homes[0])
             if message is not None:
                 return keys[0], message
+        if time.monotonic_ns() > self.site.watch_at_ns:
+            # Who asks again and again, waiting briefly or not at all, never waits for long
+            # enough to look by the way.
+            self.site.watch()
         port = None
         if block:
             if loop is None:

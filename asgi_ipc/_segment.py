@@ -30,6 +30,7 @@ import threading
 import time
 import weakref
 from array import array
+from collections import deque
 from collections.abc import Callable
 from itertools import chain
 from typing import Any, ParamSpec, TypeVar
@@ -100,6 +101,8 @@ class Segment:
         guard: excludes the other threads of this process.
         lock_fd: open file description that carries the lock, and nothing else.
         epoch: the segment's ``EPOCH`` as far as this process has followed it.
+        news: what happened while the lock was held, to be logged when it is not.
+        within: the segment whose lock may be held around this one's.
         backed_end: words of the heap below it have memory behind them, as far as known.
     """
 
@@ -123,12 +126,15 @@ class Segment:
         self.on_epoch: Callable[[], None] = lambda: None
         self._asked_bytes = size_bytes
         self.guard = threading.RLock()
+        self.news: deque[tuple[int, str, str, tuple[object, ...]]] = deque()
+        self.within: Segment | None = None
         self.lock_fd = -1
         self.epoch = -1
         self.backed_end = 0  # as far as this process knows
         self.words: Any = None
         self.memory: Any = None
         self._attach()
+        self.tell()
 
     # -- life ----------------------------------------------------------------------------
 
@@ -144,6 +150,13 @@ class Segment:
                         continue  # unlinked between our open and our lock: start over
                     self._initialise_or_check(fd, created)
                     self.epoch = self.words[L.EPOCH]
+                    self.note(
+                        logging.DEBUG,
+                        "segment-attached",
+                        "attached to segment %s, %d bytes",
+                        self.name,
+                        self.size_bytes,
+                    )
                 finally:
                     _flock(self.lock_fd, _UNLOCK)
             except BaseException:
@@ -264,7 +277,7 @@ class Segment:
         words[L.CREATED] = time.time_ns()
         words[L.MAGIC_WORD] = L.MAGIC
         words[L.READY_WORD] = L.READY_MARK  # SYNC POINT "ready"
-        logger.debug("created segment %s, %d bytes", self.name, size)
+        self.note(logging.INFO, "segment-created", "created segment %s, %d bytes", self.name, size)
 
     def _map(self, fd: int, size: int) -> None:
         self.size_bytes = size
@@ -287,7 +300,9 @@ class Segment:
             )
         self.heap_end()
         if size != self._asked_bytes:
-            logger.warning(
+            self.note(
+                logging.WARNING,
+                "size-adopted",
                 "segment %s was created with %d bytes and keeps them; the %d bytes asked for "
                 "here are ignored (give every process of the site the same size)",
                 self.name,
@@ -313,12 +328,14 @@ class Segment:
             self._close_lock()
             self._own_lock(again)
         self.guard = threading.RLock()
+        self.news.clear()  # the parent tells it
 
     def reattach(self) -> None:
         """Let go of the memory and attach to whatever the name stands for now."""
         with self.guard:
             self.close()
             self._attach()
+        self.tell()
 
     def close(self) -> None:
         """Detach, when no other thread is in a transaction; idempotent. The content stays."""
@@ -371,25 +388,35 @@ class Segment:
                 f"{self.name} is in use by this very thread: do not call the layer from a "
                 "signal handler or a finaliser"
             )
-        with guard:
-            if self.lock_fd < 0:
-                raise Detached
-            try:
+        try:
+            with guard:
+                if self.lock_fd < 0:
+                    raise Detached
                 try:
-                    _flock(self.lock_fd, _EXCLUSIVE)
-                except BlockingIOError:
-                    self.contend()
-                words = self.words
-                if words[L.LOG_N]:
-                    self._replay()
-                if words[L.EPOCH] != self.epoch:
-                    self.epoch = words[L.EPOCH]
-                    self.on_epoch()
-                return operation(*args, **kwargs)
-            except (IndexError, OverflowError, UnicodeDecodeError, struct.error) as exc:
-                raise SegmentCorrupt(self._broken(f"{type(exc).__name__}: {exc}")) from exc
-            finally:
-                _flock(self.lock_fd, _UNLOCK)
+                    try:
+                        _flock(self.lock_fd, _EXCLUSIVE)
+                    except BlockingIOError:
+                        self.contend()
+                    words = self.words
+                    if words[L.LOG_N]:
+                        self._replay()
+                        self.note(
+                            logging.INFO,
+                            "log-replayed",
+                            "%s: finished an operation that a killed process had committed",
+                            self.name,
+                        )
+                    if words[L.EPOCH] != self.epoch:
+                        self.epoch = words[L.EPOCH]
+                        self.on_epoch()
+                    return operation(*args, **kwargs)
+                except (IndexError, OverflowError, UnicodeDecodeError, struct.error) as exc:
+                    raise SegmentCorrupt(self._broken(f"{type(exc).__name__}: {exc}")) from exc
+                finally:
+                    _flock(self.lock_fd, _UNLOCK)
+        finally:
+            if self.news:
+                self.tell()
 
     def contend(self) -> None:
         """Take the lock that somebody else holds just now.
@@ -438,6 +465,23 @@ class Segment:
         except (OSError, IndexError, ValueError):
             pass  # no /proc here, or another format: the error does without the number
         return None
+
+    # -- the log file --------------------------------------------------------------------
+
+    def note(self, level: int, event: str, text: str, *args: object) -> None:
+        """Have something logged once no lock is held: a handler may use the layer itself."""
+        self.news.append((level, event, text, args))
+
+    def tell(self) -> None:
+        """Log what was noted, unless this thread still holds the lock around this one."""
+        if self.within is not None and self.within.guard._is_owned():  # type: ignore[attr-defined]
+            return  # they share their news: it is told when that lock is given back
+        while self.news:
+            try:
+                level, event, text, args = self.news.popleft()
+            except IndexError:
+                return  # another thread was faster
+            logger.log(level, text, *args, extra={"event": event})
 
     # -- the redo log --------------------------------------------------------------------
 
@@ -522,7 +566,6 @@ class Segment:
         for word, value in zip(keys, values, strict=True):
             words[word] = value
         words[L.LOG_N] = 0
-        logger.info("%s: finished an operation that a killed process had committed", self.name)
 
     def _reset(self) -> None:
         """Empty table and heap: idempotent, a function of ``HEAP_END`` alone."""

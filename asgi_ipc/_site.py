@@ -21,6 +21,7 @@ from ._membership import GroupStore
 from ._port import HostLoop, Port, runs_here
 from ._segment import Detached, LockBusy, Segment
 from ._store import MessageStore
+from .exceptions import IPCError
 
 __all__ = ["Site"]
 
@@ -86,6 +87,7 @@ class Site:
         except BaseException:
             groups.close()
             raise
+        groups.within, groups.news = messages, messages.news
         self.groups = GroupStore(groups)
         self.messages = MessageStore(messages, self._ringer.ring, self.groups.members_at)
         self._opened()
@@ -140,7 +142,12 @@ class Site:
             pass  # ENOENT: nobody ever waited; ENOTEMPTY: somebody is just starting to
 
     def watch(self) -> None:
-        """Notice that somebody removed the segments underneath us, say so, and follow."""
+        """Notice that somebody removed segments or doors underneath us, say so, and follow.
+
+        Raises:
+            SegmentError, OSError: there is nothing to attach to. The site is closed then, and
+                whoever uses it next tries again; what waits gets the same error.
+        """
         with self.mutex:
             if not self.is_open:
                 return
@@ -151,20 +158,41 @@ class Site:
                 if segment.is_deleted()
             ]
             if not deleted:
+                if any(port.has_lost_its_door() for port in self.ports()):
+                    self._make_new_doors()
                 return
             logger.error(
-                "%s was deleted underneath this process (systemd's RemoveIPC=yes, or a clean-up "
+                "%s: deleted underneath this process (systemd's RemoveIPC=yes, or a clean-up "
                 "of /dev/shm?): what was queued there is lost; attaching to a new segment",
                 " and ".join(segment.name for segment in deleted),
+                extra={"event": "segment-deleted"},
             )
             self._close_ports()
             self._close_anchor()
             with self.messages.segment.guard:
                 self._ringer.close()
-            for segment in deleted:
-                segment.reattach()
+            try:
+                for segment in deleted:
+                    segment.reattach()
+            except BaseException:
+                self.is_open = False
+                self.messages.segment.close()
+                self.groups.segment.close()
+                self._on_reset()
+                raise
             self._opened()
             self._on_reset()
+
+    def _make_new_doors(self) -> None:
+        """Let every loop that waits start anew: nobody can ring it any more."""
+        logger.error(
+            "%s was cleaned up underneath this process: nobody could wake it since; making new "
+            "sockets there",
+            bells_directory(self.prefix),
+            extra={"event": "doors-deleted"},
+        )
+        self._close_ports()
+        self._close_anchor()
 
     def after_fork_in_child(self) -> None:
         """Make everything the child's own that it would otherwise share with its parent."""
@@ -225,7 +253,10 @@ class Site:
             return port
 
     def _safety(self) -> None:
-        self.watch()
+        try:
+            self.watch()
+        except (IPCError, OSError):
+            return  # said in the log, and every receive that waits meets it by itself
         self._on_safety()
 
     def _close_anchor(self) -> None:

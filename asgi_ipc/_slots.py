@@ -25,8 +25,6 @@ from .exceptions import TooManyLoops
 
 __all__ = ["Ring", "Slots"]
 
-logger = logging.getLogger("asgi_ipc")
-
 Ring = Callable[[int, int], bool]
 """``ring(slot, token)``: wake that loop; False when its process is known to be dead."""
 
@@ -276,7 +274,12 @@ class Slots:
                 plan = Plan(words)
                 self.wake(plan, record)
                 self.segment.commit(plan)
-        logger.info("reaped the slot of dead process %d", words[base + L.SLOT_PID])
+        self.segment.note(
+            logging.INFO,
+            "process-reaped",
+            "reaped the slot of dead process %d",
+            words[base + L.SLOT_PID],
+        )
         self.segment.commit({base + L.SLOT_TOKEN: 0, base + L.SLOT_HINT: 0})
 
     def found_dead(self, token: int) -> bool:

@@ -6,6 +6,7 @@ anything. Whom they wake is said in ``_slots``, what they leave behind in ``_rec
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from ._records import DROPS, Records, is_full
 from ._segment import LockBusy, Plan, Segment
 from ._slots import Ring, Slots
 from ._statistics import Counts, Statistics
+from ._throttle import Throttle
 from .exceptions import ChannelFull
 
 __all__ = ["MANY", "NOTHING", "Letter", "MembersAt", "MessageStore", "Taken"]
@@ -78,6 +80,7 @@ class MessageStore:
         self._statistics = Statistics(self.records)
         self._members_at = members_at
         self._sends = 0
+        self._fulls = Throttle()
 
     def forget(self) -> None:
         """Drop every remembered offset: the segment was flushed or replaced."""
@@ -316,6 +319,14 @@ class MessageStore:
                 f"channel {name!r}: the memory of {self.segment.name} ({total} bytes) has no room "
                 f"for a message of {body_bytes} bytes: raise message_memory (stop all processes, "
                 "unlink the segment, start them with the new size), or read faster"
+            )
+        if count := self._fulls.add():
+            self.segment.note(
+                logging.WARNING,
+                "memory-full",
+                "%d sends refused since the last such line, for lack of memory; the latest: %s",
+                count,
+                text,
             )
         return ChannelFull(text, channel=name, needed_bytes=body_bytes, memory_bytes=total)
 

@@ -30,6 +30,7 @@ from ._reception import Reception
 from ._segment import LockBusy
 from ._site import Site
 from ._store import MANY, Letter
+from ._throttle import Throttle
 from ._twin import SyncTwin
 from .capacity import ChannelCapacity, check_capacity, compile_capacities
 from .exceptions import ChannelFull, InvalidName, MessageTooLarge
@@ -45,7 +46,6 @@ logger = logging.getLogger("asgi_ipc")
 DEFAULT_MESSAGE_MEMORY = 100 * 1024 * 1024
 DEFAULT_GROUP_MEMORY = 20 * 1024 * 1024
 _NAME_CACHE = 20_000
-_WARN_EVERY_S = 10.0
 _RANDOM_ALPHABET = string.ascii_letters + string.digits
 _PREFIX_LIMIT = 60  # of the socket's path, 108 bytes in all
 
@@ -133,8 +133,7 @@ class AsyncIPCChannelLayer:
         )
         self._process_part = _random(12)
         self._on_drop = on_drop
-        self._warn_at = 0.0
-        self._unreported = 0
+        self._dropped = Throttle()
         self._twin: SyncTwin | None = None
         self._rates: dict[str | None, tuple[float, dict[str, int]]] = {}
         self._reception = Reception(self.known_capacity, self._report_drops)
@@ -206,6 +205,8 @@ class AsyncIPCChannelLayer:
         """Run an operation of a store, waiting while its lock is busy."""
         if not self._site.is_open:
             self._site.open()
+        elif time.monotonic_ns() > self._site.watch_at_ns:
+            self._site.watch()
         try:
             return operation(*args, **kwargs)
         except LockBusy:
@@ -418,6 +419,8 @@ class AsyncIPCChannelLayer:
         site = self._site
         if not site.is_open:
             site.open()
+        elif time.monotonic_ns() > site.watch_at_ns:
+            site.watch()
         try:
             site.groups.add(group, home, name, self._group_expiry_ns)
         except LockBusy:
@@ -526,16 +529,13 @@ class AsyncIPCChannelLayer:
         return len(await self.group_channels(group))
 
     def _report_drops(self, drops: Sequence[Drop]) -> None:
-        """Tell the callback of every drop, and the log at most once in ``_WARN_EVERY_S``."""
+        """Tell the callback of every drop, and the log now and then."""
         if self._on_drop is not None:
             for drop in drops:
                 self._on_drop(drop)
-        self._unreported += sum(drop.members for drop in drops)
-        now = time.monotonic()
-        if now < self._warn_at:
+        count = self._dropped.add(sum(drop.members for drop in drops))
+        if not count:
             return
-        self._warn_at = now + _WARN_EVERY_S
-        count, self._unreported = self._unreported, 0
         last = drops[-1]
         logger.warning(
             "%d group messages skipped since the last such line; the latest: %s, %r with %d of %d "
@@ -545,6 +545,7 @@ class AsyncIPCChannelLayer:
             last.channel,
             last.depth,
             last.capacity,
+            extra={"event": "messages-dropped"},
         )
 
     # -- everything ----------------------------------------------------------------------
