@@ -187,16 +187,18 @@ def append(
 def pop(
     segment: Segment,
     known: Known,
-    name: bytes,
+    name: bytes | None,
     now: int,
     pop_large: Callable[[int, int, int, int], memoryview],
-) -> bytes | memoryview | None:
+) -> tuple[str, bytes | memoryview] | None:
     """Take the head of a home and return its body; ``None`` if this is not the ordinary case.
+
+    In front of the body its name, if any was asked for and it is not the home's own, else ``""``.
 
     Ordinary is also that nobody is parked on the home: whoever was has been rung.
 
     Args:
-        name: the full name asked for, if it is not the home's own; the head must bear it.
+        name: the full name that the head must bear, ``b""`` for the home's own; ``None``: any.
         pop_large: ``pop_large(record, extent, start, size)`` takes a head that no quick list
             would hold and returns a copy of its body, in memory of ``_scratch``.
     """
@@ -231,6 +233,11 @@ def pop(
             header, _, _, following, deadline, _, leaf, size = _MESSAGE(memory, 8 * extent)
             granules = header & _SIZE_MASK
             start = 8 * extent + _BODY_START
+            borne = ""
+            if name is None:
+                # With a flag this is too long by far, and the size below too large.
+                name = memory[start : start + (size >> _NAME_SHIFT & 0xFF)]
+                borne = name.decode("ascii")
             if name:
                 if size >> _NAME_SHIFT != len(name) or memory[start : start + len(name)] != name:
                     return None
@@ -246,7 +253,7 @@ def pop(
             ):
                 return None
             if granules >= len(_CLASS_OF):
-                return pop_large(record, extent, start, size)
+                return borne, pop_large(record, extent, start, size)
             index = _CLASS_OF[granules]
             entry = words[_QUICK + index]
             if entry >= _QUICK_LIMIT[index]:
@@ -269,7 +276,7 @@ def pop(
                     leaf + _TAKEN_WORD,  # once more: there are only five
                     counted,
                 )
-                return body
+                return borne, body
             segment.commit_four(
                 record + _TAKEN_WORD,
                 taken,
@@ -280,7 +287,7 @@ def pop(
                 _QUICK + index,
                 (entry & _COUNTS) + _ONE_QUICK | extent,
             )
-            return body
+            return borne, body
         except (IndexError, ValueError, struct.error):
             return None  # damaged numbers: the general path says which
         finally:

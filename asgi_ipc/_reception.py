@@ -84,9 +84,9 @@ class Reception:
         if not self.site.is_open:
             self.site.open()
         if len(keys) == 1:
-            message = self.take_now(keys[0], homes[0])
-            if message is not None:
-                return keys[0], message
+            got = self.take_now(keys[0], homes[0])
+            if got is not None:
+                return got
         if time.monotonic_ns() > self.site.watch_at_ns:
             # Who asks again and again, waiting briefly or not at all, never waits for long
             # enough to look by the way.
@@ -269,23 +269,23 @@ class Reception:
         """Take what one waiter, alone on its home, was most likely rung for."""
         if len(keys) > 1 or not port.is_alone(home):
             return None
-        message = self.take_now(keys[0], home)
-        return None if message is None else (keys[0], message)
+        return self.take_now(keys[0], home)
 
-    def take_now(self, key: str, home: str) -> dict[str, Any] | None:
+    def take_now(self, key: str, home: str) -> Received | None:
         """Take the next message of one channel, in the ordinary cases; else see ``receive``."""
         if "!" not in key:
-            body = self.site.messages.take_one(key)
-        elif key[-1] == "!":
-            return None
+            taken = self.site.messages.take_one(key)
         else:
             with self.site.mutex:
                 if self._inboxes.count and self._inboxes.has(key):
                     got = self._take_from_inboxes((key,))
                     if got is not None:
-                        return got[1]
-                body = self.site.messages.take_one(home, key)
-        return None if body is None else _codec.decode_taken(body)
+                        return got
+                taken = self.site.messages.take_one(home, None if key == home else key)
+        if taken is None:
+            return None
+        name, body = taken
+        return name or key, _codec.decode_taken(body)
 
     def _take_messages(
         self,

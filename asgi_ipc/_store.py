@@ -390,14 +390,14 @@ class MessageStore:
                 self.slots.park(home, slot, token)
         return NOTHING
 
-    def take_one(self, home: str, name: str = "") -> bytes | memoryview | None:
-        """Take one ordinary message and return its body.
+    def take_one(self, home: str, name: str | None = "") -> tuple[str, bytes | memoryview] | None:
+        """Take one ordinary message and return its body, behind its name if that was open.
 
         ``None`` if there is none, or if ``take`` has to see to it. A large body comes in memory
         that ``_scratch.give_back`` wants when it was decoded.
 
         Args:
-            name: the full name it must bear, if that is not the home's own.
+            name: the full name it must bear, ``""`` for the home's own; ``None``: any.
         """
         known = self.records.known.get(home)
         if known is None:
@@ -405,10 +405,9 @@ class MessageStore:
         words = self.segment.words
         if words is None or words[known[0] + L.CH_SENT] == words[known[0] + L.CH_TAKEN]:
             return None  # closed by another thread; or seen without the lock, as `may_have`
+        wanted = None if name is None else name.encode("ascii")
         try:
-            return _fast.pop(
-                self.segment, known, name.encode("ascii"), time.monotonic_ns(), self._pop_large
-            )
+            return _fast.pop(self.segment, known, wanted, time.monotonic_ns(), self._pop_large)
         except LockBusy:
             return None  # `take` waits for it
 

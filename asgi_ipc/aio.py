@@ -343,9 +343,9 @@ class AsyncIPCChannelLayer:
         """
         name, home, _ = self._names.get(channel) or self._learn(channel)
         if self._site.is_open:
-            message = self._reception.take_now(name, home)
-            if message is not None:
-                return message
+            got = self._reception.take_now(name, home)
+            if got is not None:
+                return got[1]
         got = await self._reception.receive((name,), (home,), True, None, self.pause)
         assert got is not None
         return got[1]

@@ -232,9 +232,11 @@ class World:
         return Op(f"take {limit} from {homes}, wanted {wanted}", actor, run, settle)
 
     def take_one(self, actor: Actor, name: str) -> Op:
-        """Receive without waiting, the short way."""
+        """Receive without waiting, the short way: a home takes whatever is under it."""
         home = home_of(name)
-        own_name = "" if name == home else name
+        own_name: str | None = name
+        if name == home:
+            own_name = None if name.endswith("!") else ""
         run = partial(actor.messages.take_one, home, own_name)
         return Op(f"take one from {name}", actor, run)
 
