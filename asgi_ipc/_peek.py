@@ -1,0 +1,132 @@
+"""Looking into one queue, or one group: nothing is taken, nothing is changed.
+
+A queue is read by planning to pop from it and never committing the plan. The lock is held
+for about ``HOLD_S``: a linked list cannot be left in the middle and resumed, so what is
+deeper in a long queue is out of reach, and the answer says so.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from . import _layout as L
+from ._groups import Groups
+from ._image import Image
+from ._queues import Queues
+from ._segment import Plan
+from ._survey import HOLD_S
+from .names import home_of
+
+__all__ = ["Member", "Peek", "Peeked", "members", "peek"]
+
+
+class Peeked(NamedTuple):
+    """One waiting message.
+
+    Attributes:
+        position: in its queue, from 1.
+        channel: the full name it was sent to; the queue's own for a group message.
+        group: the group it was sent to, if several members of one process share it.
+        body: the encoded message.
+        age_s: how long it has waited.
+        expires_in_s: when it will be dropped; negative: it is to be dropped when met.
+    """
+
+    position: int
+    channel: str
+    group: str | None
+    body: bytes
+    age_s: float
+    expires_in_s: float
+
+
+class Peek(NamedTuple):
+    """What was found in a queue.
+
+    Attributes:
+        depth: how many messages wait in the whole queue.
+        messages: the first ones.
+        searched: how many messages of the queue were looked at.
+    """
+
+    depth: int
+    messages: list[Peeked]
+    searched: int
+
+
+class Member(NamedTuple):
+    """One membership; ``expires_in_s`` is when it ends unless it is renewed."""
+
+    channel: str
+    expires_in_s: float
+
+
+def peek(image: Image, channel: str, limit: int) -> Peek:
+    """Return the first messages of a channel; of a full name ``a!b``, those sent to it.
+
+    Raises:
+        LockHeld: the lock could not be had.
+        SegmentCorrupt: the queue contradicts itself.
+    """
+    return image.transact(_peek, image, channel, limit)
+
+
+def _peek(image: Image, channel: str, limit: int) -> Peek:
+    queues = Queues(image)
+    plan = Plan(image.words)
+    home = home_of(channel)
+    record = queues.find_channel(plan, home)
+    if not record:
+        return Peek(0, [], 0)
+    now = time.monotonic_ns()
+    give_up = time.perf_counter() + HOLD_S
+    depth = plan[record + L.CH_SENT] - plan[record + L.CH_TAKEN]
+    found: list[Peeked] = []
+    position = 0
+    while position < depth and len(found) < limit:
+        if position and time.perf_counter() > give_up:
+            break
+        position += 1
+        sent_ns = image.words[queues.heap.check(plan[record + L.CH_HEAD]) + L.MSG_SENT]
+        popped = queues.pop(plan, record, home)
+        group = popped.name if popped.group_version else None
+        if channel == home or (group is None and popped.name == channel):
+            found.append(
+                Peeked(
+                    position,
+                    home if group else popped.name,
+                    group,
+                    bytes(popped.body),
+                    (now - sent_ns) / 1e9,
+                    (popped.deadline_ns - now) / 1e9,
+                )
+            )
+    return Peek(depth, found, position)
+
+
+def members(image: Image, group: str, limit: int) -> tuple[list[Member], bool] | None:
+    """Return members of a group, and whether those are all; ``None``: no such group.
+
+    Raises:
+        LockHeld: the lock could not be had.
+        SegmentCorrupt: the group contradicts itself.
+    """
+    return image.transact(_members, image, group, limit)
+
+
+def _members(image: Image, group: str, limit: int) -> tuple[list[Member], bool] | None:
+    groups = Groups(image)
+    record = groups.find_group(Plan(image.words), group)
+    if not record:
+        return None
+    now = time.monotonic_ns()
+    give_up = time.perf_counter() + HOLD_S
+    found: list[Member] = []
+    for home in groups.homes(record):
+        for name, member in groups.members(home):
+            if len(found) >= limit or (found and time.perf_counter() > give_up):
+                return found, False
+            if not member.left and member.deadline_ns > now:
+                found.append(Member(name, (member.deadline_ns - now) / 1e9))
+    return found, True
