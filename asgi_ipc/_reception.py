@@ -269,19 +269,19 @@ class Reception:
         """Take what one waiter, alone on its home, was most likely rung for."""
         if len(keys) > 1 or not port.is_alone(home):
             return None
-        return self.take_now(keys[0], home)
+        return self.take_now(keys[0], home, rung=True)
 
-    def take_now(self, key: str, home: str) -> Received | None:
+    def take_now(self, key: str, home: str, *, rung: bool = False) -> Received | None:
         """Take the next message of one channel, in the ordinary cases; else see ``receive``."""
         if "!" not in key:
-            taken = self.site.messages.take_one(key)
+            taken = self.site.messages.take_one(key, rung=rung)
         else:
             with self.site.mutex:
                 if self._inboxes.count and self._inboxes.has(key):
                     got = self._take_from_inboxes((key,))
                     if got is not None:
                         return got
-                taken = self.site.messages.take_one(home, None if key == home else key)
+                taken = self.site.messages.take_one(home, None if key == home else key, rung=rung)
         if taken is None:
             return None
         name, body = taken

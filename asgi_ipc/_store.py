@@ -390,7 +390,9 @@ class MessageStore:
                 self.slots.park(home, slot, token)
         return NOTHING
 
-    def take_one(self, home: str, name: str | None = "") -> tuple[str, bytes | memoryview] | None:
+    def take_one(
+        self, home: str, name: str | None = "", *, rung: bool = False
+    ) -> tuple[str, bytes | memoryview] | None:
         """Take one ordinary message and return its body, behind its name if that was open.
 
         ``None`` if there is none, or if ``take`` has to see to it. A large body comes in memory
@@ -398,13 +400,17 @@ class MessageStore:
 
         Args:
             name: the full name it must bear, ``""`` for the home's own; ``None``: any.
+            rung: there should be one. Whoever rang has perhaps not committed yet, so the lock is
+                waited for; otherwise a queue that looks empty without it is left alone.
         """
         known = self.records.known.get(home)
         if known is None:
             return None
         words = self.segment.words
-        if words is None or words[known[0] + L.CH_SENT] == words[known[0] + L.CH_TAKEN]:
-            return None  # closed by another thread; or seen without the lock, as `may_have`
+        if words is None:
+            return None  # closed by another thread
+        if not rung and words[known[0] + L.CH_SENT] == words[known[0] + L.CH_TAKEN]:
+            return None
         wanted = None if name is None else name.encode("ascii")
         try:
             return _fast.pop(self.segment, known, wanted, time.monotonic_ns(), self._pop_large)
