@@ -400,7 +400,8 @@ class Port:
             return
         self._timer = loop.call_later(SAFETY_S, self._safety)
         self._on_safety()
-        self._look(everything=True)
+        if not self._store.slots.rests(self.slot, self._homes):
+            self._look(everything=True)
 
     # -- closing -------------------------------------------------------------------------
 

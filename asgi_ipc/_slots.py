@@ -134,6 +134,26 @@ class Slots:
         except LockBusy:
             return False
 
+    def rests(self, slot: int, homes: Iterable[str]) -> bool:
+        """Whether a loop is parked on homes that are all empty; read without the lock: a hint."""
+        words = self.segment.words
+        if words is None or words[L.LOG_N]:
+            return False
+        known_of = self.records.known.get
+        word, bit = L.CH_PARKED + (slot >> 6), 1 << (slot & 63)
+        for home in homes:
+            known = known_of(home)
+            if known is None:
+                return False
+            record, ident = known
+            if (
+                words[record + L.IDENT] != ident
+                or not words[record + word] & bit
+                or words[record + L.CH_SENT] != words[record + L.CH_TAKEN]
+            ):
+                return False
+        return True
+
     def look(
         self, slot: int, token: int, homes: Collection[str], *, hinted: bool
     ) -> list[tuple[str, int]]:
