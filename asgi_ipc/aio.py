@@ -46,6 +46,7 @@ logger = logging.getLogger("asgi_ipc")
 DEFAULT_MESSAGE_MEMORY = 100 * 1024 * 1024
 DEFAULT_GROUP_MEMORY = 20 * 1024 * 1024
 _NAME_CACHE = 20_000
+_RATE_OVER_S = 1.0  # a shorter time would make a rate out of one message
 _RANDOM_ALPHABET = string.ascii_letters + string.digits
 _PREFIX_LIMIT = 60  # of the socket's path, 108 bytes in all
 
@@ -559,21 +560,25 @@ class AsyncIPCChannelLayer:
         """Return counts over all channels, with the keys of the ASGI statistics extension.
 
         ``messages_count`` and ``channel_full_count`` since the segment was made, their
-        ``..._per_second`` over the time since this layer last asked, ``messages_pending``
-        now, ``messages_max_age`` in seconds. Beyond the specification: ``received_count``,
-        ``expired_count``, ``memory_full_count``, ``dropped_count`` (group messages),
-        ``flushed_count``, ``channels_count``.
+        ``..._per_second`` over at least the last second in which this layer asked (0 the first
+        time), ``messages_pending`` now, ``messages_max_age`` in seconds. Beyond the specification,
+        with their rates: ``received_count``, ``expired_count``, ``memory_full_count``,
+        ``dropped_count`` (group messages), ``flushed_count``; and ``channels_count``.
+
+        Looks at every channel with the lock held: 25 ms for 10,000 of them. ``asgi-ipc stats``
+        and the metrics read in slices.
         """
         counts = await self._run(self._site.messages.statistics)
-        statistics = self._rated(None, counts)
-        for name in ("memory_full", "dropped", "flushed", "channels"):
-            statistics[f"{name}_count"] = counts[name]
+        statistics = self._rated(None, counts, ("memory_full", "dropped", "flushed"))
+        statistics["channels_count"] = counts["channels"]
         return statistics
 
     async def channel_statistics(self, channel: str) -> dict[str, float]:
         """Return the counts of one channel, as ``global_statistics`` does.
 
-        A channel that stays empty for a minute is forgotten, and its counts begin anew.
+        A channel that stays empty for a minute is forgotten, and its counts begin anew. For one
+        name below a process-specific home what expired counts as received, and there is no
+        age: ask for ``home!``.
 
         Raises:
             InvalidName: (``TypeError``) the name.
@@ -582,28 +587,27 @@ class AsyncIPCChannelLayer:
         counts = await self._run(self._site.messages.channel_statistics, channel, home_of(channel))
         return self._rated(channel, counts)
 
-    def _rated(self, key: str | None, counts: dict[str, int]) -> dict[str, float]:
+    def _rated(
+        self, key: str | None, counts: dict[str, int], more: Iterable[str] = ()
+    ) -> dict[str, float]:
+        """Name the counts, and add how fast they grew since the last sample of a second ago."""
         now = time.monotonic()
-        since, before = self._rates.get(key, (0.0, {}))
+        since, before = self._rates.get(key, (now, counts))
         if len(self._rates) > 10_000:
             self._rates.clear()
-        self._rates[key] = (now, counts)
-        elapsed = now - since if before else 0.0
-
-        def rate(name: str) -> float:
-            grown = counts[name] - before.get(name, 0)
-            return max(0.0, grown / elapsed) if elapsed > 0 else 0.0
-
-        return {
-            "messages_count": counts["sent"],
-            "messages_count_per_second": rate("sent"),
+        if now - since >= _RATE_OVER_S or key not in self._rates:
+            self._rates[key] = (now, counts)
+        statistics: dict[str, float] = {
             "messages_pending": counts["pending"],
             "messages_max_age": counts["max_age_ns"] / 1e9,
-            "channel_full_count": counts["full"],
-            "channel_full_count_per_second": rate("full"),
-            "received_count": counts["received"],
-            "expired_count": counts["expired"],
         }
+        named = {"sent": "messages", "full": "channel_full"}
+        for name in ("sent", "full", "received", "expired", *more):
+            grown = max(0, counts[name] - before[name])
+            counted = f"{named.get(name, name)}_count"
+            statistics[counted] = counts[name]
+            statistics[f"{counted}_per_second"] = grown / (now - since) if now > since else 0.0
+        return statistics
 
 
 def _positive(seconds: float, what: str) -> float:
