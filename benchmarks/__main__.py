@@ -1,34 +1,47 @@
 """``python -m benchmarks``: run the questions, show progress, print a Markdown table.
 
-Exit status: 0 when all ran and no message was lost, doubled or reordered, whatever the figures;
-1 otherwise; 130 after Ctrl-C or SIGTERM, with what was finished until then. Workers end with the
-runner, however it ends; segments are removed unless it is killed outright.
+Everything runs in an environment of its own with the peers in it, made when it is missing; a peer
+or a server that is not there is reported in its rows. What workers complain of is in
+.stack/benchmarks.log. A finished run leaves its figures as JSON, its table and its plots in
+benchmarks/results.
+
+Exit status: 0 when all ran and no message of ours was lost, doubled or reordered, whatever the
+figures; 1 otherwise; 130 after Ctrl-C or SIGTERM, with what was finished until then. Workers end
+with the runner, however it ends; segments are removed unless it is killed outright.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import importlib
 import json
+import os
 import shutil
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from benchmarks import report
-from benchmarks.harness import Bench, Faults
+from benchmarks import pages, peers, plots, report
+from benchmarks.field import open_field
+from benchmarks.harness import Bench, Contender, Faults
+from benchmarks.layers import OURS
+from benchmarks.processes import LOG, ROOT
 
+RESULTS: Final = ROOT / "benchmarks" / "results"
 _QUESTIONS: Final = (
     "round_trip",
-    "in_process",
     "one_way",
-    "large_messages",
-    "backlog",
-    "startup",
+    "shared_channel",
+    "in_process",
     "groups",
+    "backlog",
+    "idle",
+    "memory",
+    "startup",
 )
 
 
@@ -65,14 +78,20 @@ def _arguments() -> argparse.Namespace:
         nargs="*",
         help=f"only these: {', '.join(_QUESTIONS)}",
     )
-    parser.add_argument("--repetitions", type=int, default=7, metavar="N", help="of each (7)")
+    parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="of each (5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here, too")
+    parser.add_argument(
+        "--write", choices=["docs"], help="rewrite docs/performance.md, its plots and figures"
+    )
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.question) - set(_QUESTIONS):
         parser.error(f"no such question: {', '.join(sorted(unknown))}")
     if arguments.repetitions < 1:
         parser.error("--repetitions must be at least 1")
+    if arguments.write and arguments.question:
+        parser.error("--write is for a run of all questions")
     return arguments
 
 
@@ -84,18 +103,43 @@ async def _run(bench: Bench, questions: list[str], progress: Progress) -> list[s
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signal_number, task.cancel)
     failures = []
-    for number, name in enumerate(questions, 1):
-        progress.position = f"{number}/{len(questions)}"
-        bench.question = name
-        try:
-            await importlib.import_module(f"benchmarks.{name}").run(bench)
-        except Exception as error:
-            failures.append(f"{name}: {type(error).__name__}: {error}")
+    async with open_field() as field:
+        for number, name in enumerate(questions, 1):
+            progress.position = f"{number}/{len(questions)}"
+            bench.question = name
+            try:
+                await importlib.import_module(f"benchmarks.{name}").run(bench, field)
+            except Exception as error:
+                failures.append(f"{name}: {type(error).__name__}: {error}")
     return failures
+
+
+def _write(arguments: argparse.Namespace, table: str, figures: dict[str, Any]) -> None:
+    """Leave the results, and what was asked for."""
+    if arguments.markdown:
+        arguments.markdown.write_text(table + "\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    written = [RESULTS / "table.md", RESULTS / "figures.json"]
+    written += plots.draw(copy.deepcopy(figures), RESULTS)
+    written[0].write_text(table + "\n")
+    written[1].write_text(json.dumps(figures, indent=1) + "\n")
+    if arguments.write:
+        written += pages.write(table, figures)
+    for path in written:
+        print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
+
+
+def _is_ours(row: Contender) -> bool:
+    return row.name.startswith(OURS) and not row.name.startswith(peers.ORIGINAL)
 
 
 def main() -> int:
     arguments = _arguments()
+    if not arguments.here:
+        interpreter = str(peers.ensure())
+        os.execv(interpreter, [interpreter, "-m", "benchmarks", "--here", *sys.argv[1:]])
+    LOG.unlink(missing_ok=True)
     progress = Progress()
     bench = Bench(arguments.repetitions, progress)
     questions = [name for name in _QUESTIONS if name in (arguments.question or _QUESTIONS)]
@@ -112,13 +156,10 @@ def main() -> int:
     command = " ".join(["python -m benchmarks", *chosen])
     table = report.markdown(machine, command, bench.cases)
     print(table, *(f"\n**failed** {failure}" for failure in failures), sep="\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(table + "\n")
-    if arguments.json:
-        figures = report.as_json(machine, command, bench.cases)
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    rows = [contender for case in bench.cases for contender in case.contenders]
-    if failures or any(row.trouble or row.faults != Faults() for row in rows):
+    if status == 0 and not failures:
+        _write(arguments, table, report.as_json(machine, command, bench.cases))
+    mine = [row for case in bench.cases for row in case.contenders if _is_ours(row)]
+    if failures or any(row.trouble or row.faults != Faults() for row in mine):
         return status or 1
     return status
 

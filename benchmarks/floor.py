@@ -9,6 +9,13 @@ top of this; the ratio to it is the price.
 away: records are contiguous, each side keeps its own position in Python integers, and the
 eventfd is written only when the other side may be asleep.
 
+There are two of it, which differ in when `receive` suspends:
+
+- *floor*: always, and its future is resolved by a callback of the event loop: one message for
+  each turn of the loop, as a server gets them that does something else beside. This is the
+  yardstick of an interface that hands over one message at a time;
+- *floor, in batches*: only when there is nothing, so that what has piled up is taken in one turn.
+
 Layout of one ring (words of 8 bytes; both cursors and the flag have a cache line each):
 
     word    0   tail      bytes ever written, padding included     written by the producer
@@ -40,8 +47,9 @@ from typing import Final, cast
 
 import msgpack
 
-from benchmarks.harness import Message, WorkerSpec
+from benchmarks.harness import Message
 from benchmarks.links import Pair, pair
+from benchmarks.processes import WorkerSpec
 
 _TAIL: Final = 0
 _HEAD: Final = 8
@@ -129,7 +137,9 @@ class Ring:
         return cast(Message, message)
 
     def may_sleep(self) -> bool:
-        """Announce that the consumer is about to sleep; False if a record came in meanwhile."""
+        """Announce that the consumer is about to sleep; False if there is a record."""
+        if self._head != self._tail:
+            return False
         self._words[_ASLEEP] = 1
         self._fence.acquire()
         self._fence.release()
@@ -144,7 +154,9 @@ class FloorLink:
 
     full = RingFull
 
-    def __init__(self, memory_fd: int, area_bytes: int, bell_fds: list[int], end: int) -> None:
+    def __init__(
+        self, memory_fd: int, area_bytes: int, bell_fds: list[int], end: int, in_batches: bool
+    ) -> None:
         ring_bytes = _RECORDS_BYTE + area_bytes
         memory = memoryview(mmap.mmap(memory_fd, 2 * ring_bytes))
         self._out, self._in = (
@@ -153,7 +165,8 @@ class FloorLink:
         self._pack = msgpack.Packer().pack
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._in.bell_fd, self._on_bell)
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[Message] | None = None
+        self.receive = self._receive_from_batch if in_batches else self._receive_in_turn
 
     async def open(self) -> str:
         """Nothing to announce: the two ends were born connected."""
@@ -166,18 +179,31 @@ class FloorLink:
         """Never suspends; raises `RingFull`."""
         self._out.put(self._pack(message))
 
-    async def receive(self) -> Message:
+    async def _receive_from_batch(self) -> Message:
         """Suspends only if there is nothing; one caller at a time."""
-        while (message := self._in.get()) is None:
-            if self._in.may_sleep():
-                self._waiter = self._loop.create_future()
-                await self._waiter
-        return message
+        message = self._in.get()
+        return message if message is not None else await self._receive_in_turn()
+
+    async def _receive_in_turn(self) -> Message:
+        """Always suspends; one caller at a time."""
+        waiter: asyncio.Future[Message] = self._loop.create_future()
+        self._waiter = waiter
+        if not self._in.may_sleep():
+            self._loop.call_soon(self._resolve)
+        return await waiter
 
     def _on_bell(self) -> None:
         os.eventfd_read(self._in.bell_fd)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._resolve()
+
+    def _resolve(self) -> None:
+        if self._waiter is None or self._waiter.done():
+            return
+        message = self._in.get()
+        if message is not None:
+            self._waiter.set_result(message)
+        elif not self._in.may_sleep():  # rung for a message that was taken without
+            self._loop.call_soon(self._resolve)
 
     async def close(self) -> None:
         """Leave the event loop."""
@@ -185,7 +211,9 @@ class FloorLink:
 
 
 @asynccontextmanager
-async def floor(area_bytes: int = MESSAGES_AREA_BYTES) -> AsyncIterator[Pair]:
+async def floor(
+    area_bytes: int = MESSAGES_AREA_BYTES, *, in_batches: bool = False
+) -> AsyncIterator[Pair]:
     """Two workers at the two ends of a floor. Leaves nothing behind."""
     fds: list[int] = []
     try:
@@ -193,7 +221,12 @@ async def floor(area_bytes: int = MESSAGES_AREA_BYTES) -> AsyncIterator[Pair]:
         fds.extend(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2))
         # Allocated now, so that no repetition pays for the first touch of a page.
         os.posix_fallocate(memory_fd, 0, 2 * (_RECORDS_BYTE + area_bytes))
-        shared = {"memory_fd": memory_fd, "area_bytes": area_bytes, "bell_fds": fds[1:]}
+        shared = {
+            "memory_fd": memory_fd,
+            "area_bytes": area_bytes,
+            "bell_fds": fds[1:],
+            "in_batches": in_batches,
+        }
         ends = [WorkerSpec(FloorLink, {**shared, "end": end}, tuple(fds)) for end in (0, 1)]
         async with pair(*ends) as connected:
             yield connected

@@ -1,23 +1,22 @@
-"""What do groups cost: `group_send` to many members of one process, and `group_add`?
+"""What do groups cost: `group_send` to members of two processes, and `group_add`?
 
-One process sends; another owns the members, all under one home, each with a coroutine that
-waits in `receive`. The next send comes when every member has the one before.
+One process sends; two others own half of the members each, every one with a coroutine that waits
+in `receive`. The next send comes when every member has the one before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, Final, TypedDict
+from typing import Final
 
-from asgi_ipc.aio import AsyncIPCChannelLayer
-from benchmarks import ours
+from benchmarks import peers
+from benchmarks.field import LAYERS, Field, Options, members, solo
 from benchmarks.harness import (
-    JOB_S,
+    BEST_PEER,
     MICROSECONDS,
     MILLISECONDS,
     PER_SECOND,
@@ -27,99 +26,37 @@ from benchmarks.harness import (
     Goal,
     Message,
     Sample,
-    Worker,
-    WorkerSpec,
-    contender,
-    worker,
 )
-from benchmarks.in_memory import in_memory_layer
+from benchmarks.layers import DATA_BYTES, OURS, Arrivals, Members, Solo
+from benchmarks.processes import Worker
 
-_SIZES: Final = (1_000, 10_000)
-_DELIVERIES_PER_RUN: Final = 30_000
-_ADDS: Final = 5_000
-_DATA_BYTES: Final = 69
-_CALL_GOAL: Final = Goal(figure=200)
-_ADD_GOAL: Final = Goal(figure=40_000)
-
-
-class Arrivals(TypedDict):
-    """What all members together saw of one message."""
-
-    count: int
-    doubled: int
-    last_ns: int
+_SIZES: Final = (10, 100, 1_000, 10_000)
+# With these a send to ten thousand members takes many seconds.
+_SMALLER: Final = {peers.POSTGRES: 1_000, peers.LITE: 100}
+_RUN_S: Final = 0.4
+_MOST_SENDS: Final = 30
+_ADDS: Final = {OURS: 5_000, peers.IN_MEMORY: 5_000, peers.NATS: 5_000}
+_FEW_ADDS: Final = 300
+_CALL_GOALS: Final = {10_000: (Goal(100),), 1_000: (Goal(200),)}
+_LAST_GOALS: Final = {10_000: (Goal(0.5, BEST_PEER),)}
+_ADD_GOAL: Final = Goal(60_000)
 
 
-class Members:
-    """The process that owns the members."""
-
-    def __init__(self, **options: Any) -> None:
-        self._layer = self.make_layer(**options)
-        self._tasks: list[asyncio.Task[None]] = []
-        self._count: Counter[int] = Counter()
-        self._doubled: Counter[int] = Counter()
-        self._last_ns = 0
-        self._awaited = (0, 0)
-        self._complete = asyncio.Event()
-
-    @staticmethod
-    def make_layer(**options: Any) -> Any:
-        """The layer whose members they are."""
-        return AsyncIPCChannelLayer(**options)
-
-    async def join(self, groups: dict[str, int]) -> None:
-        """As many channels as the largest group has members; the first of them are in all."""
-        names = [await self._layer.new_channel("bench") for _ in range(max(groups.values()))]
-        for group, size in groups.items():
-            for name in names[:size]:
-                await self._layer.group_add(group, name)
-        self._tasks = [asyncio.create_task(self._listen(name)) for name in names]
-
-    async def _listen(self, name: str) -> None:
-        """One member."""
-        newest = -1
-        while True:
-            message = await self._layer.receive(name)
-            n = message["n"]
-            if n <= newest:
-                self._doubled[n] += 1
-                continue
-            newest = n
-            self._count[n] += 1
-            self._last_ns = time.perf_counter_ns()
-            if self._awaited == (n, self._count[n]):
-                self._complete.set()
-
-    async def arrivals(self, n: int, members: int) -> Arrivals:
-        """Wait until that many members have message `n`, or for too long."""
-        self._awaited = (n, members)
-        self._complete.clear()
-        if self._count[n] < members:
-            with suppress(TimeoutError):  # what did not come is counted as lost
-                await asyncio.wait_for(self._complete.wait(), JOB_S)
-        return Arrivals(
-            count=self._count.pop(n), doubled=self._doubled.total(), last_ns=self._last_ns
-        )
-
-    async def close(self) -> None:
-        """All members leave."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._layer.close()
+# --- jobs -----------------------------------------------------------------------------------
 
 
-async def send_to_group(layer: Any, group: str, n: int) -> tuple[int, int]:
+async def send_to_group(sender: Solo, group: str, n: int) -> tuple[int, int]:
     """When the call began and when it returned, in ns."""
-    message: Message = {"type": "bench.group", "n": n, "data": bytes(_DATA_BYTES)}
+    message: Message = {"type": "bench.group", "n": n, "data": bytes(DATA_BYTES)}
     began_ns = time.perf_counter_ns()
-    await layer.group_send(group, message)
+    await sender.layer.group_send(group, message)
     return began_ns, time.perf_counter_ns()
 
 
-async def add_and_discard(layer: Any, adds: int) -> list[int]:
-    """The times of adding that many channels to a new group, in ns; discarding is not timed."""
-    names = [await layer.new_channel("bench") for _ in range(adds)]
+async def add_and_discard(solo: Solo, count: int) -> list[int]:
+    """The times of adding that many channels to a group, in ns; discarding is not timed."""
+    layer = solo.layer
+    names = [await layer.new_channel() for _ in range(count)]
     spread_ns, clock = [], time.perf_counter_ns
     for name in names:
         began_ns = clock()
@@ -130,30 +67,52 @@ async def add_and_discard(layer: Any, adds: int) -> list[int]:
     return spread_ns
 
 
+# --- in the runner --------------------------------------------------------------------------
+
+
 class Room:
-    """A worker that sends and a worker full of members, seen from the runner."""
+    """A worker that sends, and two that own half of the members each."""
 
-    def __init__(self, sender: Worker, owner: Worker) -> None:
+    def __init__(self, sender: Worker, owners: list[Worker]) -> None:
         self._sender = sender
-        self._owner = owner
+        self._owners = owners
         self._n = 0
-        self._doubled = 0
+        self._doubled = [0] * len(owners)
+        # Of the group sends that `fan_out` timed, how long the calls alone took.
+        self.calls: dict[int, list[Sample]] = {}
 
-    async def join(self) -> None:
+    async def join(self, sizes: list[int]) -> None:
         """Make the members of all groups; not measured."""
-        await self._owner.call(Members.join, {_group(size): size for size in _SIZES})
+        halves = {_group(size): size // 2 for size in sizes}
+        await asyncio.gather(*(owner.call(Members.join, halves) for owner in self._owners))
 
-    async def fan_out(self, size: int, *, until_last: bool) -> Sample:
-        """The median time of `group_send`s: of the call, or until the last member has it."""
-        spread = []
+    async def fan_out(self, size: int) -> Sample:
+        """The median time of group sends until the last member has it; notes that of the calls."""
+        spread: list[float] = []
+        calls: list[float] = []
         faults = Faults()
-        for _ in range(_DELIVERIES_PER_RUN // size):
+        began = time.monotonic()
+        while len(spread) < _MOST_SENDS and (not spread or time.monotonic() - began < _RUN_S):
             self._n += 1
-            began_ns, ended_ns = await self._sender.call(send_to_group, _group(size), self._n)
-            arrivals = await self._owner.call(Members.arrivals, self._n, size)
-            spread.append(((arrivals["last_ns"] if until_last else ended_ns) - began_ns) / 1e9)
-            faults += Faults(size - arrivals["count"], arrivals["doubled"] - self._doubled)
-            self._doubled = arrivals["doubled"]
+            waits = [
+                asyncio.create_task(owner.call(Members.arrivals, self._n, size // 2))
+                for owner in self._owners
+            ]
+            try:
+                sending = self._sender.call(send_to_group, _group(size), self._n)
+                began_ns, ended_ns = await sending
+            finally:  # if it failed too: a worker does one thing at a time
+                await asyncio.wait(waits)
+            arrivals: list[Arrivals] = [wait.result() for wait in waits]
+            spread.append((max(one["last_ns"] for one in arrivals) - began_ns) / 1e9)
+            calls.append((ended_ns - began_ns) / 1e9)
+            lost = size - sum(one["count"] for one in arrivals)
+            doubled = sum(one["doubled"] for one in arrivals) - sum(self._doubled)
+            faults += Faults(lost, doubled)
+            self._doubled = [one["doubled"] for one in arrivals]
+            if lost:
+                break
+        self.calls.setdefault(size, []).append(Sample.of_median(calls))
         return Sample.of_median(spread, faults)
 
 
@@ -161,54 +120,87 @@ def _group(size: int) -> str:
     return f"bench.{size}"
 
 
+def _sizes(kind: str) -> list[int]:
+    return [size for size in _SIZES if size <= _SMALLER.get(kind, size)]
+
+
 @asynccontextmanager
-async def _room() -> AsyncIterator[Room]:
-    async with (
-        ours.segments() as shared,
-        worker(WorkerSpec(AsyncIPCChannelLayer, shared)) as sender,
-        worker(WorkerSpec(Members, shared)) as owner,
-    ):
-        sender.pin(0)
-        owner.pin(1)
-        room = Room(sender, owner)
-        await room.join()
+async def _room(options: Options) -> AsyncIterator[Room]:
+    async with AsyncExitStack() as stack:
+        workers = [solo(options), members(options), members(options)]
+        sender, *owners = [await stack.enter_async_context(one) for one in workers]
+        room = Room(sender, owners)
+        await room.join(_sizes(options["kind"]))
         yield room
 
 
-async def _adds(started: Worker) -> Sample:
-    spread_ns = await started.call(add_and_discard, _ADDS)
-    return Sample.of_mean([ns / 1e9 for ns in spread_ns])
+class _Rooms:
+    """A room for each layer, or the reason why there is none."""
 
+    def __init__(self) -> None:
+        self._rooms: dict[str, Room] = {}
+        self._trouble: dict[str, str] = {}
 
-async def run(bench: Bench) -> None:
-    bench.progress("making the members")
-    async with _room() as room:
-        await bench.compare(
-            "group_send to members of one home, the call",
-            MICROSECONDS,
-            [
+    async def open(self, bench: Bench, field: Field, stack: AsyncExitStack) -> None:
+        for kind in (*LAYERS, OURS):
+            bench.progress(f"making the members of {kind}")
+
+            async def keep(room: Room, kind: str = kind) -> Sample:
+                self._rooms[kind] = room
+                return Sample(0.0, [0.0])
+
+            trial = await field.contender(stack, kind, _room, keep)
+            if trial.run is not None:
+                await trial.run()
+            self._trouble[kind] = trial.trouble
+
+    def rows(self, size: int) -> list[Contender]:
+        """A row for each layer: until the last member has it."""
+        made = []
+        for kind, trouble in self._trouble.items():
+            if size not in _sizes(kind):
+                trouble = f"left out: {size:,} members take it many seconds"
+            room = self._rooms.get(kind)
+            made.append(
                 Contender(
-                    f"{size:,} members", partial(room.fan_out, size, until_last=False), _CALL_GOAL
+                    kind,
+                    None if trouble or room is None else partial(room.fan_out, size),
+                    _LAST_GOALS.get(size, ()) if kind == OURS else (),
+                    is_peer=kind != OURS,
+                    trouble=trouble,
+                    point=(kind, size),
                 )
-                for size in _SIZES
-            ],
-        )
-        await bench.compare(
-            "group_send to members of one home, until the last has it",
-            MILLISECONDS,
-            [
-                Contender(f"{size:,} members", partial(room.fan_out, size, until_last=True))
-                for size in _SIZES
-            ],
-            repetitions=2,
-        )
+            )
+        return made
+
+    def calls(self, size: int, rows: list[Contender]) -> list[Contender]:
+        """The same rows: the calls alone, without the run that warmed up."""
+        made = []
+        for row in rows:
+            goals = _CALL_GOALS.get(size, ()) if row.name == OURS else ()
+            made.append(Contender(row.name, row.run, goals, row.is_peer, row.trouble))
+            if row.name in self._rooms:
+                made[-1].samples += self._rooms[row.name].calls.get(size, [])[1:]
+        return made
+
+
+async def _add(started: Worker, count: int) -> Sample:
+    return Sample.of_mean([ns / 1e9 for ns in await started.call(add_and_discard, count)])
+
+
+async def run(bench: Bench, field: Field) -> None:
     async with AsyncExitStack() as stack:
-        await bench.compare(
-            "group_add",
-            PER_SECOND,
-            [
-                await contender(stack, "in-memory", worker(WorkerSpec(in_memory_layer)), _adds),
-                await contender(stack, "asgi_ipc", ours.solo(), _adds, _ADD_GOAL),
-            ],
-            yardstick="in-memory",
-        )
+        rows = []
+        for kind in (*LAYERS, peers.IN_MEMORY, OURS):
+            add = partial(_add, count=_ADDS.get(kind, _FEW_ADDS))
+            goals = (_ADD_GOAL,) if kind == OURS else ()
+            rows.append(await field.contender(stack, kind, solo, add, *goals))
+        await bench.compare("group_add", PER_SECOND, rows)
+    async with AsyncExitStack() as stack:
+        rooms = _Rooms()
+        await rooms.open(bench, field, stack)
+        for size in _SIZES:
+            title = f"group_send to {size:,} members in two processes"
+            rows = rooms.rows(size)
+            await bench.compare(f"{title}, until the last has it", MILLISECONDS, rows)
+            bench.report(f"{title}, the call", MICROSECONDS, rooms.calls(size, rows))

@@ -1,42 +1,31 @@
-"""What all questions share: workers, samples, alternating repetitions, cases.
+"""What all questions share: samples, alternating repetitions, cases, goals.
 
 A *case* compares *contenders* under one title, one of them perhaps the *yardstick*. Every
 repetition runs each contender once, in turn, and a ratio is taken between two runs of the same
 repetition: it holds on a noisy machine, where the absolute figures do not.
 
-A contender is a coroutine function that returns a `Sample`. What it measures happens in one or
-more `Worker`s, each an interpreter of its own that waits for commands between repetitions and
+A contender is ours, a peer (another channel layer), or something raw: a yardstick that is no
+channel layer. It is a coroutine function that returns a `Sample`. What it measures happens in one
+or more `Worker`s, each an interpreter of its own that waits for commands between repetitions and
 uses no processor meanwhile. Every run counts what arrived; what was lost, doubled or out of
 order is shown beside the figure.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import math
-import os
 import statistics
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 Message = dict[str, Any]
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 _T = TypeVar("_T")
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 # A job ends by itself well within this, so that what it counted until then can be reported.
 JOB_S: Final = 20.0
-_ANSWER_S: Final = 60.0
-_CLOSE_S: Final = 10.0
-# The spread of a run crosses a pipe as one line of JSON.
-_LINE_BYTES: Final = 64 * 2**20
+_RUNS_WITH_LOSSES: Final = 2
 
 
 # --- samples --------------------------------------------------------------------------------
@@ -68,10 +57,16 @@ PER_SECOND: Final = Unit("/s", is_rate=True)
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure or a ratio to reach: a least value for rates, a greatest value for times."""
+    """A limit: a least value for rates, a greatest one for everything else.
 
-    figure: float | None = None
-    ratio: float | None = None
+    Of the figure itself, or of its ratio to a contender's: one by name, or the best peer.
+    """
+
+    limit: float
+    against: str = ""
+
+
+BEST_PEER: Final = "best peer"
 
 
 @dataclass(frozen=True)
@@ -138,111 +133,6 @@ def account(first: int, count: int, surprises: Sequence[tuple[int, int]], end: i
     return Faults(len(missing), doubled, reordered)
 
 
-# --- workers --------------------------------------------------------------------------------
-
-
-class WorkerFailed(Exception):
-    """A worker raised, died, or did not answer in time."""
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """How to start a worker: what makes its subject there, and the descriptors it inherits.
-
-    `factory` is importable by name; it is called with `options` inside the running loop.
-    """
-
-    factory: Callable[..., Any]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    fds: tuple[int, ...] = ()
-
-
-class Worker:
-    """A started interpreter that runs one job at a time on the subject it made."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    async def call(
-        self,
-        job: Callable[Concatenate[Any, _P], Awaitable[_R]],
-        *args: _P.args,
-        **kwargs: _P.kwargs,
-    ) -> _R:
-        """Run `await job(subject, *args, **kwargs)` in the worker; everything crosses as JSON.
-
-        Raises:
-            WorkerFailed: the job raised, or there was no answer; the worker is then gone.
-        """
-        request = json.dumps({"job": reference(job), "args": args, "kwargs": kwargs})
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(request.encode() + b"\n")
-            await self._process.stdin.drain()
-        except ConnectionError as error:
-            raise WorkerFailed("the worker is gone") from error
-        return cast(_R, await self.answer(job.__qualname__))
-
-    async def answer(self, what: str) -> Any:
-        """The next answer of the worker."""
-        assert self._process.stdout is not None
-        try:
-            async with asyncio.timeout(_ANSWER_S):
-                line = await self._process.stdout.readline()
-        except TimeoutError:
-            self._process.kill()
-            raise WorkerFailed(f"{what}: no answer within {_ANSWER_S:.0f} s") from None
-        if not line:
-            raise WorkerFailed(f"{what}: the worker died, status {await self._process.wait()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise WorkerFailed(f"{what}: {answer['error']}")
-        return answer["value"]
-
-    def pin(self, index: int) -> None:
-        """Keep the worker on one processor, another one for another index if there is one."""
-        processors = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(self._process.pid, {processors[index % len(processors)]})
-
-    async def close(self) -> None:
-        """End the worker: the end of its input asks it to, a signal follows if it does not."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            async with asyncio.timeout(_CLOSE_S):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-
-
-@asynccontextmanager
-async def worker(spec: WorkerSpec) -> AsyncIterator[Worker]:
-    """A worker for as long as the block lasts."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "benchmarks.worker", reference(spec.factory), json.dumps(spec.options)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        pass_fds=spec.fds,
-        cwd=ROOT,
-        limit=_LINE_BYTES,
-        # A Ctrl-C at the terminal is for the runner; it then ends its workers in order.
-        start_new_session=True,
-    )
-    started = Worker(process)
-    try:
-        await started.answer(reference(spec.factory))
-        yield started
-    finally:
-        await started.close()
-
-
-def reference(named: Callable[..., Any]) -> str:
-    """`module:qualified.name`, by which a worker imports it."""
-    return f"{named.__module__}:{named.__qualname__}"
-
-
 # --- cases ----------------------------------------------------------------------------------
 
 
@@ -251,12 +141,15 @@ class Contender:
     """One row of a case.
 
     `run` is None when it cannot run here; `trouble` then says why, as it does after a failure.
+    `point` is its place in the plot of the question: a series, and how far to the right.
     """
 
     name: str
     run: Callable[[], Awaitable[Sample]] | None
-    goal: Goal | None = None
+    goals: tuple[Goal, ...] = ()
+    is_peer: bool = False
     trouble: str = ""
+    point: tuple[str, float] | None = None
     samples: list[Sample] = field(default_factory=list)
     faults: Faults = Faults()
 
@@ -274,14 +167,15 @@ async def contender(
     name: str,
     resource: AbstractAsyncContextManager[_T],
     run: Callable[[_T], Awaitable[Sample]],
-    goal: Goal | None = None,
+    *goals: Goal,
+    is_peer: bool = False,
 ) -> Contender:
     """A contender that needs `resource`, entered on `stack`; one with `trouble` if it fails."""
     try:
         opened = await stack.enter_async_context(resource)
     except Exception as error:
-        return Contender(name, None, goal, trouble=f"{type(error).__name__}: {error}")
-    return Contender(name, lambda: run(opened), goal)
+        return Contender(name, None, goals, is_peer, trouble=f"{type(error).__name__}: {error}")
+    return Contender(name, lambda: run(opened), goals, is_peer)
 
 
 @dataclass
@@ -294,28 +188,34 @@ class Case:
     contenders: Sequence[Contender]
     yardstick: str | None
 
-    def ratio(self, contender: Contender) -> float | None:
-        """The median, over the repetitions, of this contender's ratio to the yardstick."""
-        for other in self.contenders:
-            if other.name == self.yardstick and other is not contender:
-                pairs = zip(contender.samples, other.samples, strict=False)
-                ratios = [self.unit.ratio(mine.seconds, its.seconds) for mine, its in pairs]
-                return statistics.median(ratios) if ratios else None
-        return None
+    def ratio(self, contender: Contender, against: str = "") -> float | None:
+        """The median, over the repetitions, of this contender's ratio to another's figure.
 
-    def met(self, contender: Contender) -> bool | None:
-        """Whether the contender's goal is reached; None if it has none, or no figure."""
-        goal = contender.goal
-        if goal is None or not contender.samples:
+        To the yardstick's, if no other is named.
+        """
+        other = self._named(against or self.yardstick)
+        if other is None or other is contender:
             return None
-        if goal.figure is not None:
-            value, limit = self.unit.shown(contender.seconds()), goal.figure
-        else:
-            ratio = self.ratio(contender)
-            if ratio is None or goal.ratio is None:
-                return None
-            value, limit = ratio, goal.ratio
-        return value >= limit if self.unit.is_rate else value <= limit
+        pairs = zip(contender.samples, other.samples, strict=False)
+        ratios = [self.unit.ratio(mine.seconds, its.seconds) for mine, its in pairs]
+        return statistics.median(ratios) if ratios else None
+
+    def _named(self, name: str | None) -> Contender | None:
+        if name == BEST_PEER:
+            measured = [one for one in self.contenders if one.is_peer and one.samples]
+            return min(measured, key=Contender.seconds, default=None)
+        return next((one for one in self.contenders if one.name == name), None)
+
+    def reached(self, contender: Contender, goal: Goal) -> tuple[float, bool] | None:
+        """What a goal is compared with, and whether it is met; None where there is no figure."""
+        value = None
+        if goal.against:
+            value = self.ratio(contender, goal.against)
+        elif contender.samples:
+            value = self.unit.shown(contender.seconds())
+        if value is None:
+            return None
+        return value, value >= goal.limit if self.unit.is_rate else value <= goal.limit
 
 
 class Bench:
@@ -342,24 +242,41 @@ class Bench:
         """Run all contenders in turn, `repetitions` times after one run that warms up.
 
         The order rotates, so that no contender always runs behind the same other one. One that
-        fails keeps the samples it has and is not run again.
+        fails keeps the samples it has and is not run again; nor is, after its second run, one
+        that loses messages, since each of its runs waits for them.
         """
         case = Case(self.question, title, unit, contenders, yardstick)
+        self.cases.append(case)
         total = self.repetitions if repetitions is None else repetitions
         for repetition in range(total + 1):
             turn = repetition % len(contenders)
             for contender in (*contenders[turn:], *contenders[:turn]):
                 if contender.run is None or contender.trouble:
                     continue
+                if contender.faults.lost and len(contender.samples) >= _RUNS_WITH_LOSSES:
+                    continue
                 what = f"{repetition}/{total}" if repetition else "warming up"
                 self.progress(title, f"{contender.name}, {what}")
-                try:
-                    sample = await contender.run()
-                except Exception as error:
-                    contender.trouble = f"{type(error).__name__}: {error}"
-                    continue
-                contender.faults += sample.faults
-                if repetition:
-                    contender.samples.append(sample)
-        self.cases.append(case)
+                if not await _run(contender, is_measured=repetition > 0) and not repetition:
+                    contender.trouble = ""  # some need a while until both ends are connected
+                    await _run(contender, is_measured=False)
         return case
+
+    def report(self, title: str, unit: Unit, contenders: Sequence[Contender]) -> Case:
+        """Show contenders that were measured at the same time, without turns."""
+        self.cases.append(Case(self.question, title, unit, contenders, None))
+        return self.cases[-1]
+
+
+async def _run(contender: Contender, *, is_measured: bool) -> bool:
+    """Run it once; False if it failed."""
+    assert contender.run is not None
+    try:
+        sample = await contender.run()
+    except Exception as error:
+        contender.trouble = f"{type(error).__name__}: {error}"
+        return False
+    contender.faults += sample.faults
+    if is_measured:
+        contender.samples.append(sample)
+    return True

@@ -11,28 +11,21 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
-from benchmarks import ours
-from benchmarks.harness import (
-    PER_SECOND,
-    Bench,
-    Faults,
-    Goal,
-    Message,
-    Sample,
-    Worker,
-    WorkerSpec,
-    contender,
-    worker,
-)
-from benchmarks.in_memory import in_memory_layer
+from benchmarks import ours, peers
+from benchmarks.field import Field
+from benchmarks.harness import PER_SECOND, Bench, Faults, Goal, Message, Sample, contender
+from benchmarks.layers import Solo
+from benchmarks.processes import Worker, WorkerSpec, worker
 
 _PAIRS: Final = 5_000
 _DATA_BYTES: Final = 1_000
-_GOAL: Final = Goal(ratio=1.0)
+_IN_MEMORY: Final = {"kind": peers.IN_MEMORY}
+_GOAL: Final = Goal(1.5, peers.IN_MEMORY)
 
 
-async def exchange(layer: Any, how: str, count: int) -> tuple[list[int], int]:
+async def exchange(subject: Any, how: str, count: int) -> tuple[list[int], int]:
     """`count` times send and receive; the times in ns, and how many messages were wrong."""
+    layer = getattr(subject, "layer", subject)
     send, receive, clock = layer.send, layer.receive, time.perf_counter_ns
     channel: Any = "bench.exchange"
     if how == "process-specific":
@@ -64,22 +57,30 @@ def _run(how: str) -> Callable[[Worker], Awaitable[Sample]]:
     return run
 
 
-async def run(bench: Bench) -> None:
+async def run(bench: Bench, _field: Field) -> None:
     async with AsyncExitStack() as stack:
         await bench.compare(
             "send + receive in one process, 1 KB",
             PER_SECOND,
             [
                 await contender(
-                    stack, "in-memory", worker(WorkerSpec(in_memory_layer)), _run("normal")
+                    stack, peers.IN_MEMORY, worker(WorkerSpec(Solo, _IN_MEMORY)), _run("normal")
                 ),
-                await contender(stack, "normal", ours.solo(), _run("normal"), _GOAL),
+                await contender(stack, "asgi_ipc, normal", ours.solo(), _run("normal"), _GOAL),
                 await contender(
-                    stack, "process-specific", ours.solo(), _run("process-specific"), _GOAL
+                    stack,
+                    "asgi_ipc, process-specific",
+                    ours.solo(),
+                    _run("process-specific"),
+                    _GOAL,
                 ),
                 await contender(
-                    stack, "normal, receive_async", ours.solo(), _run("receive_async"), _GOAL
+                    stack,
+                    "asgi_ipc, normal, receive_async",
+                    ours.solo(),
+                    _run("receive_async"),
+                    _GOAL,
                 ),
             ],
-            yardstick="in-memory",
+            yardstick=peers.IN_MEMORY,
         )

@@ -13,20 +13,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
 from typing import Final, Protocol, TypedDict
 
-from benchmarks.harness import (
-    JOB_S,
-    Faults,
-    Message,
-    Sample,
-    Worker,
-    WorkerSpec,
-    account,
-    worker,
-)
+from benchmarks.harness import JOB_S, Faults, Message, Sample, account
+from benchmarks.processes import Worker, WorkerFailed, WorkerSpec, worker
 
 # What a producer does about a full channel. asyncio's selector sleeps no less than this; the
 # links are deep enough that the consumer still has work when the producer wakes.
 _BACK_OFF_S: Final = 0.001
+# What does not come for this long does not come.
+QUIET_S: Final = 4.0
+# The first run of a pair is this long; the others take as long as a run should.
+_FIRST_COUNT: Final = 100
+_FEWEST: Final = 5
 
 
 class Link(Protocol):
@@ -75,9 +72,10 @@ async def ping(link: Link, first: int, count: int) -> Received:
     message: Message = {"type": "bench.ping", "n": 0}
     spread_ns: list[float] = []
     surprises = []
+    loop = asyncio.get_running_loop()
     ended_ns, expected = clock(), first
     try:
-        async with asyncio.timeout(JOB_S):
+        async with asyncio.timeout(QUIET_S) as quiet:
             for n in range(first, first + count):
                 message["n"] = n
                 began_ns = clock()
@@ -85,6 +83,7 @@ async def ping(link: Link, first: int, count: int) -> Received:
                 answer = await receive()
                 ended_ns = clock()
                 spread_ns.append(ended_ns - began_ns)
+                quiet.reschedule(loop.time() + QUIET_S)
                 if answer["n"] != n:
                     surprises.append((answer["n"], n))
                 expected = n + 1
@@ -95,11 +94,12 @@ async def ping(link: Link, first: int, count: int) -> Received:
 
 async def pong(link: Link, count: int) -> None:
     """Send back what comes; `count` times."""
-    send, receive = link.send, link.receive
+    send, receive, loop = link.send, link.receive, asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(JOB_S):
+        async with asyncio.timeout(QUIET_S) as quiet:
             for _ in range(count):
                 await send(await receive())
+                quiet.reschedule(loop.time() + QUIET_S)
     except TimeoutError:
         pass  # `ping` counts it
 
@@ -126,14 +126,17 @@ async def produce(link: Link, first: int, count: int, data_bytes: int) -> int:
 
 
 async def consume(link: Link, first: int, count: int, data_bytes: int, chunk: int) -> Received:
-    """Receive `count` messages, checking each; observe the time of every `chunk` of them."""
-    receive, clock = link.receive, time.perf_counter_ns
+    """Receive `count` messages, checking each; observe the time of every `chunk` of them.
+
+    Ends when nothing has come for a while: what is missing then is lost.
+    """
+    receive, clock, loop = link.receive, time.perf_counter_ns, asyncio.get_running_loop()
     surprises = []
     chunk_ends_ns: list[int] = []
     ended_ns, expected, end = clock(), first, first + count
     chunk_end = first + chunk
     try:
-        async with asyncio.timeout(JOB_S):
+        async with asyncio.timeout(QUIET_S) as quiet:
             while expected < end:
                 message = await receive()
                 n = message["n"]
@@ -144,9 +147,10 @@ async def consume(link: Link, first: int, count: int, data_bytes: int, chunk: in
                     if expected >= chunk_end:
                         chunk_ends_ns.append(clock())
                         chunk_end += chunk
+                        quiet.reschedule(loop.time() + QUIET_S)
             ended_ns = clock()
     except TimeoutError:
-        ended_ns = clock()
+        ended_ns = chunk_ends_ns[-1] if chunk_ends_ns else clock()
     spread_ns = [(after - before) / chunk for before, after in pairwise(chunk_ends_ns)]
     return Received(ended_ns=ended_ns, spread_ns=spread_ns, surprises=surprises, end=expected)
 
@@ -161,31 +165,50 @@ class Pair:
         self._first = first
         self._second = second
         self._n = 0
+        self._latest_s: dict[str, float] = {}
 
     async def connect(self) -> None:
         """Tell each end what the other is called."""
         for one, other in ((self._first, self._second), (self._second, self._first)):
             await other.call(connect_link, await one.call(open_link))
 
-    async def round_trips(self, count: int) -> Sample:
-        """The median time of `count` round trips between the two."""
+    def _count(self, what: str, at_first: int, run_s: float, most: int) -> int:
+        """How many messages to send now, so that a run takes so long."""
+        if what not in self._latest_s:
+            return min(most, at_first)
+        return max(_FEWEST, min(most, int(run_s / self._latest_s[what])))
+
+    async def round_trips(self, run_s: float, most: int) -> Sample:
+        """The median time of a round trip, of at most `most` in a row that take about `run_s`."""
+        count = self._count("round trip", _FEWEST, run_s, most)
         first, self._n = self._n, self._n + count
         _, received = await asyncio.gather(
             self._second.call(pong, count), self._first.call(ping, first, count)
         )
-        faults = _faults(received, first, count)
-        return Sample.of_median([ns / 1e9 for ns in received["spread_ns"]], faults)
+        if not received["spread_ns"]:
+            raise WorkerFailed(f"none of {count} messages came back")
+        spread = [ns / 1e9 for ns in received["spread_ns"]]
+        sample = Sample.of_median(spread, _faults(received, first, count))
+        self._latest_s["round trip"] = sample.seconds
+        return sample
 
-    async def stream(self, count: int, data_bytes: int, chunk: int) -> Sample:
-        """The mean time per message of `count` messages, from first `send` to last `receive`."""
+    async def stream(self, data_bytes: int, run_s: float, most: int) -> Sample:
+        """The mean time per message of a stream, from first `send` to last `receive`."""
+        what = f"stream of {data_bytes}"
+        count = self._count(what, _FIRST_COUNT, run_s, most)
         first, self._n = self._n, self._n + count
+        chunk = max(1, min(100, count // 10))
         received, began_ns = await asyncio.gather(
             self._second.call(consume, first, count, data_bytes, chunk),
             self._first.call(produce, first, count, data_bytes),
         )
         faults = _faults(received, first, count)
-        seconds = (received["ended_ns"] - began_ns) / 1e9 / max(1, count - faults.lost)
-        return Sample(seconds, [ns / 1e9 for ns in received["spread_ns"]], faults)
+        if faults.lost == count:
+            raise WorkerFailed(f"none of {count} messages came")
+        seconds = (received["ended_ns"] - began_ns) / 1e9 / (count - faults.lost)
+        self._latest_s[what] = seconds
+        spread = [ns / 1e9 for ns in received["spread_ns"]] or [seconds]
+        return Sample(seconds, spread, faults)
 
 
 @asynccontextmanager

@@ -11,8 +11,9 @@ from typing import Any
 
 from asgi_ipc import ChannelFull
 from asgi_ipc.aio import AsyncIPCChannelLayer
-from benchmarks.harness import Message, Worker, WorkerSpec, worker
+from benchmarks.harness import Message
 from benchmarks.links import Pair, pair
+from benchmarks.processes import Worker, WorkerSpec, worker
 
 
 class OurLink:

@@ -6,25 +6,40 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.harness import Case, Contender, Unit
+from benchmarks.harness import Case, Contender, Goal, Unit
 
 
 def machine() -> str:
     """One line on where the figures come from."""
     return (
-        f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"{_processor()}, {os.cpu_count()} cores, "
+        f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}, "
         f"load {os.getloadavg()[0]:.1f} at the start, "
         f"{platform.python_implementation()} {platform.python_version()}, "
         f"{' '.join(platform.libc_ver())}"
     )
 
 
+def _processor() -> str:
+    """What the processor calls itself, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+# Observations below which a percentile says nothing.
+_ENOUGH: Final = 50
 _LEGEND: Final = (
     "Medians over the repetitions. p99: what 99 % of the single observations kept to, at most "
-    "for times, at least for rates. Ratios: the figure over the yardstick's of the same "
-    "repetition. Two workers that talk to each other have a processor each."
+    "for times, at least for rates. Ratios: the figure over that of the first row with none, in "
+    "the same repetition. Goals: a limit, of the figure or of its ratio to another, and what was "
+    "reached. Two workers that talk to each other have a processor each."
 )
 
 
@@ -34,8 +49,8 @@ def markdown(machine_line: str, command: str, cases: Sequence[Case]) -> str:
 
 
 def _rows(cases: Sequence[Case]) -> Iterator[str]:
-    yield "| case | | median | p99 | ratio | goal | | lost / doubled / reordered |"
-    yield "|---|---|--:|--:|--:|--:|---|---|"
+    yield "| case | | median | p99 | ratio | goals | lost / doubled / reordered |"
+    yield "|---|---|--:|--:|--:|---|---|"
     for case in cases:
         title = case.title
         for contender in case.contenders:
@@ -48,12 +63,12 @@ def _cells(case: Case, contender: Contender) -> Iterator[str]:
     faults = contender.faults
     if contender.samples:
         yield _figure(case.unit, contender.seconds())
-        yield _figure(case.unit, contender.p99_seconds())
+        is_spread = sum(len(sample.spread) for sample in contender.samples) >= _ENOUGH
+        yield _figure(case.unit, contender.p99_seconds()) if is_spread else ""
         yield f"{ratio:.2f}x" if ratio is not None else ""
     else:
         yield from ("-", "-", "")
-    yield _goal(case.unit, contender)
-    yield {None: "", True: "reached", False: "**missed**"}[case.met(contender)]
+    yield "; ".join(_goal(case, contender, goal) for goal in contender.goals)
     counts = f"{faults.lost} / {faults.doubled} / {faults.reordered}"
     shown = counts if contender.samples else ""
     if contender.trouble:
@@ -63,18 +78,24 @@ def _cells(case: Case, contender: Contender) -> Iterator[str]:
 
 
 def _figure(unit: Unit, seconds: float) -> str:
-    value = unit.shown(seconds)
-    return f"{value:,.0f} {unit.name}" if value >= 100 else f"{value:.3g} {unit.name}"
+    return f"{_number(unit.shown(seconds))} {unit.name}"
 
 
-def _goal(unit: Unit, contender: Contender) -> str:
-    goal = contender.goal
-    if goal is None:
-        return ""
-    sign = "≥" if unit.is_rate else "≤"
-    if goal.figure is not None:
-        return f"{sign} {goal.figure:,g} {unit.name}"
-    return f"{sign} {goal.ratio:g}x"
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _goal(case: Case, contender: Contender, goal: Goal) -> str:
+    sign = "≥" if case.unit.is_rate else "≤"
+    unit = f"x {goal.against}" if goal.against else f" {case.unit.name}"
+    wanted = (
+        f"{sign} {goal.limit:,.3g}{unit}" if goal.limit < 1000 else f"{sign} {goal.limit:,g}{unit}"
+    )
+    reached = case.reached(contender, goal)
+    if reached is None:
+        return f"{wanted}: no figure"
+    value, is_met = reached
+    return f"{wanted}: {_number(value)}{'' if is_met else ', **missed**'}"
 
 
 def as_json(machine_line: str, command: str, cases: Sequence[Case]) -> dict[str, Any]:
@@ -97,18 +118,22 @@ def as_json(machine_line: str, command: str, cases: Sequence[Case]) -> dict[str,
 
 
 def _contender_json(case: Case, contender: Contender) -> dict[str, Any]:
-    shown, goal = case.unit.shown, contender.goal
+    shown = case.unit.shown
     return {
         "name": contender.name,
         "median": shown(contender.seconds()) if contender.samples else None,
         "p99": shown(contender.p99_seconds()) if contender.samples else None,
         "repetitions": [shown(sample.seconds) for sample in contender.samples],
         "ratio": case.ratio(contender),
-        "goal_figure": goal.figure if goal else None,
-        "goal_ratio": goal.ratio if goal else None,
-        "goal_met": case.met(contender),
+        "point": contender.point,
+        "goals": [_goal_json(case, contender, goal) for goal in contender.goals],
         "lost": contender.faults.lost,
         "doubled": contender.faults.doubled,
         "reordered": contender.faults.reordered,
         "trouble": contender.trouble or None,
     }
+
+
+def _goal_json(case: Case, contender: Contender, goal: Goal) -> dict[str, Any]:
+    value, is_met = case.reached(contender, goal) or (None, None)
+    return {"limit": goal.limit, "against": goal.against or None, "value": value, "met": is_met}

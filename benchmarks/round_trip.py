@@ -9,29 +9,30 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import Final
 
-from benchmarks import ours
-from benchmarks.floor import floor
-from benchmarks.harness import MICROSECONDS, Bench, Goal, Sample, contender
+from benchmarks.everybody import FLOOR, NORMAL, SPECIFIC, floor_and_ours, others
+from benchmarks.field import Field
+from benchmarks.floor import MESSAGES_AREA_BYTES
+from benchmarks.harness import BEST_PEER, MICROSECONDS, Bench, Goal, Sample
 from benchmarks.links import Pair
 
-_ROUND_TRIPS: Final = 1_000
-_GOAL: Final = Goal(ratio=1.4)
+_RUN_S: Final = 0.25
+_MOST: Final = 1_000
+_TO_FLOOR: Final = Goal(1.2, FLOOR)
+_GOALS: Final = {NORMAL: (_TO_FLOOR,), SPECIFIC: (_TO_FLOOR, Goal(0.45, BEST_PEER))}
 
 
-async def run(bench: Bench) -> None:
+async def run(bench: Bench, field: Field) -> None:
     async def round_trips(pair: Pair) -> Sample:
-        return await pair.round_trips(_ROUND_TRIPS)
+        return await pair.round_trips(_RUN_S, _MOST)
 
     async with AsyncExitStack() as stack:
+        bench.progress("connecting")
+        everybody = [
+            *await floor_and_ours(
+                stack, round_trips, _GOALS, capacity=100, area_bytes=MESSAGES_AREA_BYTES
+            ),
+            *(await others(stack, field)).contenders(round_trips),
+        ]
         await bench.compare(
-            "round trip of a small message, both blocked",
-            MICROSECONDS,
-            [
-                await contender(stack, "floor", floor(), round_trips),
-                await contender(stack, "normal", ours.link(), round_trips, _GOAL),
-                await contender(
-                    stack, "process-specific", ours.link(specific=True), round_trips, _GOAL
-                ),
-            ],
-            yardstick="floor",
+            "round trip of a small message, both blocked", MICROSECONDS, everybody, FLOOR
         )

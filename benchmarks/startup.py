@@ -12,19 +12,12 @@ from typing import Any, Final
 
 from asgi_ipc.aio import AsyncIPCChannelLayer
 from benchmarks import ours
-from benchmarks.harness import (
-    MILLISECONDS,
-    ROOT,
-    Bench,
-    Contender,
-    Goal,
-    Sample,
-    WorkerSpec,
-    worker,
-)
+from benchmarks.field import Field
+from benchmarks.harness import MILLISECONDS, Bench, Contender, Goal, Sample
+from benchmarks.processes import ROOT, WorkerSpec, worker
 
-_IMPORT_GOAL: Final = Goal(figure=60)
-_ATTACH_GOAL: Final = Goal(figure=3)
+_IMPORT_GOAL: Final = Goal(60)
+_ATTACH_GOAL: Final = Goal(3)
 
 
 def _interpreter_s(code: str, cache: str) -> float:
@@ -59,14 +52,14 @@ async def attach(_: object, options: dict[str, Any]) -> int:
     return ended_ns - began_ns
 
 
-async def run(bench: Bench) -> None:
+async def run(bench: Bench, _field: Field) -> None:
     with tempfile.TemporaryDirectory() as cache:
         await bench.compare(
             "import, beyond a bare interpreter",
             MILLISECONDS,
             [
                 Contender("asyncio", _imports("asyncio", cache)),
-                Contender("asgi_ipc", _imports("asgi_ipc", cache), _IMPORT_GOAL),
+                Contender("asgi_ipc", _imports("asgi_ipc", cache), (_IMPORT_GOAL,)),
                 Contender("asgi_ipc.aio", _imports("asgi_ipc.aio", cache)),
             ],
             repetitions=2 * bench.repetitions,
@@ -85,5 +78,5 @@ async def run(bench: Bench) -> None:
         await bench.compare(
             "attach to existing segments, up to the first answer",
             MILLISECONDS,
-            [Contender("asgi_ipc.aio", attaches, _ATTACH_GOAL)],
+            [Contender("asgi_ipc.aio", attaches, (_ATTACH_GOAL,))],
         )

@@ -62,5 +62,10 @@ async def _serve(factory: str, options: dict[str, Any]) -> None:
             await close()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Be a worker."""
     asyncio.run(_serve(sys.argv[1], json.loads(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    main()
