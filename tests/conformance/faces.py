@@ -1,15 +1,11 @@
-"""The faces of the layer behind one interface, and Channels' own in-memory layer beside them."""
+"""The faces of the layer behind one interface; ``peers.py`` has those of other layers."""
 
 # ruff: noqa: D102 - what the methods of a face promise is what test_contract.py says
 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any, Protocol
-
-import pytest
-from channels import layers as channels_layers
 
 from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer
 from asgi_ipc.names import home_of
@@ -40,7 +36,7 @@ class Face(Protocol):
     async def new_channel(self) -> str: ...
     async def flush(self) -> None: ...
     def advance(self, seconds: float) -> None: ...
-    def close(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 class AsyncFace:
@@ -57,7 +53,10 @@ class AsyncFace:
         self.group_discard = layer.group_discard
         self.group_send = layer.group_send
         self.flush = layer.flush
-        self.close = layer.close_now
+
+    async def close(self) -> None:
+        """Close."""
+        self.layer.close_now()
 
     async def receive(self, channel: str) -> tuple[str, Message]:
         """Wait for a message."""
@@ -123,52 +122,6 @@ class SyncFace:
         """Flush."""
         self.layer.flush()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close."""
         self.layer.close()
-
-
-class InMemoryFace:
-    """What ships with Channels: the yardstick where the contracts agree."""
-
-    counts_by_name = True
-
-    def __init__(self, layer: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-        from channels.exceptions import ChannelFull
-
-        self.layer = layer
-        self.full: Any = ChannelFull
-        self.advance = clock.advance
-        self.send = layer.send
-        self.group_add = layer.group_add
-        self.group_discard = layer.group_discard
-        self.group_send = layer.group_send
-        self.new_channel = layer.new_channel
-        self.flush = layer.flush
-        monkeypatch.setattr(channels_layers, "time", _WallClock(clock))
-
-    async def receive(self, channel: str) -> tuple[str, Message]:
-        """Wait for a message."""
-        return channel, await self.layer.receive(channel)
-
-    async def receive_now(self, channel: str) -> Message | None:
-        """Return one that is there."""
-        self.layer._clean_expired()
-        if channel not in self.layer.channels:
-            return None
-        message: Message = await self.layer.receive(channel)
-        return message
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-class _WallClock:
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    def time(self) -> float:
-        return self._clock.monotonic_ns() / 1e9
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)

@@ -1,4 +1,7 @@
-"""What every face promises, and where they agree Channels' own in-memory layer too."""
+"""What every face promises, and where they agree Channels' in-memory layer and channels_redis.
+
+Where those do not agree, ``peers.py`` says so.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,14 @@ from typing import Any
 
 import pytest
 
-from .conftest import MakeFace
+from .conftest import PEERS, MakeFace
 from .faces import Face
 
 NAMES = ["c", "specific.x!abc"]
 
-# Not every face promises everything; the reason stands beside each use.
-OURS = pytest.mark.parametrize("make_face", ["async", "channels4", "sync"], indirect=True)
+# Not every face has everything; the reason stands beside each use.
 WITH_SINGLE_READERS = pytest.mark.parametrize("make_face", ["async", "sync"], indirect=True)
-CANCELLABLE = pytest.mark.parametrize(
-    "make_face", ["async", "channels4", "in-memory"], indirect=True
-)
+CANCELLABLE = pytest.mark.parametrize("make_face", ["async", "channels4", *PEERS], indirect=True)
 
 
 async def all_of(face: Face, channel: str) -> list[int]:
@@ -49,6 +49,25 @@ async def test_a_waiting_receive_is_woken(face: Face, channel: str) -> None:
         assert await receive == (channel, {"n": number})
 
 
+@pytest.mark.parametrize("channel", NAMES)
+async def test_several_receives_wait_on_one_channel(face: Face, channel: str) -> None:
+    """One message each, whenever it comes."""
+    receives = [asyncio.create_task(face.receive(channel)) for _ in range(4)]
+    try:
+        got = []
+        for number in range(4):
+            await face.send(channel, {"n": number})
+            done, _ = await asyncio.wait(receives, return_when=asyncio.FIRST_COMPLETED)
+            assert len(done) == 1
+            receives.remove(receive := done.pop())
+            got.append(receive.result()[1]["n"])
+        assert got == list(range(4))
+    finally:
+        for receive in receives:
+            receive.cancel()
+        await asyncio.gather(*receives, return_exceptions=True)
+
+
 async def test_direct_and_group_messages_keep_one_order(face: Face) -> None:
     """To an ordinary channel and to a process-specific one."""
     for channel in NAMES:
@@ -61,7 +80,6 @@ async def test_direct_and_group_messages_keep_one_order(face: Face) -> None:
         assert await all_of(face, channel) == list(range(30))
 
 
-@OURS  # the in-memory layer belongs to one object
 async def test_another_object_is_the_same_layer(make_face: MakeFace) -> None:
     """What one sends the other receives."""
     face, other = make_face(), make_face()
@@ -92,7 +110,6 @@ async def test_a_full_channel_refuses(make_face: MakeFace, channel: str) -> None
     assert await all_of(face, channel) == [1, 2, 3]
 
 
-@OURS  # the in-memory layer's channel_capacity raises ValueError
 async def test_a_pattern_overrides_the_capacity(make_face: MakeFace) -> None:
     """The first that matches wins."""
     face = make_face(capacity=1, channel_capacity={"big.*": 5, "big.x": 2})
@@ -147,7 +164,6 @@ async def test_an_expired_message_is_gone(make_face: MakeFace, channel: str) -> 
     assert await all_of(face, channel) == [3, 4, 5]
 
 
-@OURS  # the in-memory layer cleans up when it receives
 async def test_a_channel_full_of_expired_messages_takes_as_many_again(
     make_face: MakeFace,
 ) -> None:
@@ -219,13 +235,14 @@ async def test_leaving_and_joining_again_keeps_what_was_sent(face: Face) -> None
         assert await all_of(face, channel) == [1]
 
 
-async def test_every_member_gets_its_own_copy(face: Face) -> None:
+@pytest.mark.parametrize("members", [("a", "b"), ("x!a", "x!b")], ids=["normal", "specific"])
+async def test_every_member_gets_its_own_copy(face: Face, members: tuple[str, str]) -> None:
     """What one changes the other does not see, nor the sender."""
     message = {"n": 1, "list": [1]}
-    for channel in ("a", "b"):
+    for channel in members:
         await face.group_add("g", channel)
     await face.group_send("g", message)
-    first, second = await face.receive_now("a"), await face.receive_now("b")
+    first, second = [await face.receive_now(channel) for channel in members]
     assert first is not None and second is not None
     first["list"].append(2)
     assert second["list"] == message["list"] == [1]
@@ -266,6 +283,16 @@ async def test_the_empty_message_arrives(face: Face) -> None:
         assert (await face.receive(channel))[1] == {}
 
 
+async def test_the_empty_message_reaches_receives_that_wait(face: Face) -> None:
+    """On two names of one home, whichever of them takes it from there."""
+    names = ["x!a", "x!b"]
+    receives = [asyncio.create_task(face.receive(name)) for name in names]
+    await asyncio.sleep(0)
+    for name in names:
+        await face.send(name, {})
+    assert sorted([await receive for receive in receives]) == [(name, {}) for name in names]
+
+
 async def test_the_sender_keeps_its_message(face: Face) -> None:
     """Neither changed by sending nor by what the receiver does."""
     message = {"list": [1]}
@@ -300,7 +327,6 @@ async def test_a_bad_name_is_a_type_error(face: Face, name: Any) -> None:
         await face.group_send(name, {})
 
 
-@OURS  # Channels' patterns let these through
 async def test_only_ascii_is_in_a_name(face: Face) -> None:
     """Also where the original let it through."""
     for name in ("a\n", "a!٣"):
@@ -318,7 +344,6 @@ async def test_new_channels_are_unused_and_work(face: Face) -> None:
         assert (await face.receive(name))[1] == {"n": number}
 
 
-@OURS  # the in-memory layer takes x! for a name of its own
 async def test_a_home_stands_for_everything_below_it(face: Face) -> None:
     """In the order it was sent, with full names; other homes stay apart."""
     sent = [("x!b", 1), ("y!a", 9), ("x!a", 2), ("x!", 3), ("x!b", 4)]
