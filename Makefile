@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint test-slow bench clean
+.PHONY: demo test lint test-slow bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/echo_async.py demo
@@ -22,6 +22,9 @@ test-slow: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,1 @@
+"""What a page takes for granted: names that its examples use without making them."""
