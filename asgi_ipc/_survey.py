@@ -1,8 +1,9 @@
 """Reading a whole segment in slices: records copied under the lock, taken apart outside.
 
-The lock is held for about ``HOLD_S`` at a time. Each record is consistent in itself. What
-several slices saw is reconciled: a record that went away meanwhile counts in the header
-and nowhere else, so no count of the totals ever goes down between two readings.
+The lock is held for about ``HOLD_S`` at a time; only the last hold grows with the number of
+records, by 0.2 µs each. Each record is consistent in itself. What several slices saw is
+reconciled: a record that went away meanwhile counts in the header and nowhere else, so no
+count of the totals ever goes down between two readings.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ T = TypeVar("T")
 HOLD_S = 0.001  # a site's own operations hold the lock for some µs, and wait 2 ms at a time
 _CLOCK_EVERY = 32  # records between two looks at the clock
 _BUCKETS_AT_ONCE = 1024
-_CHAIN_LIMIT = 1 << 20  # a chain this long is a loop, not a chain
+_CHAIN_LIMIT = 10_000  # a chain this long is a loop: some hundred when the largest is full
 _NAME_LIMIT = 99
 _RESTARTS = 5  # a flush in the middle of a reading begins it anew
 

@@ -1,0 +1,209 @@
+"""The commands that take away: ``flush`` and ``unlink``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import posix_ipc
+import typer
+
+from .. import AsyncIPCChannelLayer, _procfs
+from .. import _layout as L
+from .._bell import bells_directory
+from .._blocking import drive
+from .._image import LockHeld, NoSite, segment_name
+from .._inspect import Inspector
+from .._reading import Process
+from .._segment import Segment
+from ..exceptions import SegmentError
+from ..names import check_channel, check_group, home_of
+from . import documents, tables, words
+from .attaching import layer_of
+from .codes import Code
+from .options import AsJson, Patience, Prefix, console, ending, fail, print_json
+
+__all__ = ["flush", "unlink"]
+
+_AT_ONCE = 64  # messages of a process-specific queue in one transaction
+_KINDS = (L.KIND_MESSAGES, L.KIND_GROUPS)
+
+
+class _Everything:
+    """Contains whatever is asked for."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+@ending
+def flush(
+    prefix: Prefix = "asgi",
+    as_json: AsJson = False,
+    channel: Annotated[
+        list[str] | None, typer.Option(help="Only this queue, 'a' or 'a!'. May be repeated.")
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(help="Only this group's members. May be repeated.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    patience: Patience = 10.0,
+) -> None:
+    """Drop waiting messages and groups: all of a site, or some.
+
+    All messages go in one step, then all groups; a kill cannot cut a step in two. Of one
+    channel the messages that wait now are taken in small transactions, and count as received;
+    of one group the members are discarded one by one.
+    """
+    channels, groups = channel or [], group or []
+    _check_names(channels, groups, as_json=as_json)
+    is_all = not channels and not groups
+    if is_all and not yes and sys.stdin.isatty():
+        typer.confirm(f"Drop every message and group of {prefix!r}?", abort=True)
+    with layer_of(prefix, patience=patience) as layer:
+        memberships = None
+        if is_all:
+            messages = int(layer.sync.global_statistics()["messages_pending"])
+            layer.sync.flush()
+        else:
+            messages = sum(_drop_messages(layer, name) for name in channels)
+            memberships = sum(_drop_members(layer, name) for name in groups)
+    if as_json:
+        report = {"all": is_all, "messages": messages, "memberships": memberships}
+        print_json({"prefix": prefix, **report})
+        return
+    ended = "every group" if memberships is None else words.many(memberships, "membership")
+    print(f"dropped {words.many(messages, 'message')} and {ended}")
+
+
+def _check_names(channels: list[str], groups: list[str], *, as_json: bool) -> None:
+    for name in channels:
+        if home_of(check_channel(name)) != name:
+            fail(
+                Code.USAGE,
+                f"the messages of {name!r} are in the queue of its process: flush "
+                f"{home_of(name)!r} with everything below it",
+                as_json=as_json,
+            )
+    for name in groups:
+        check_group(name)
+
+
+def _drop_messages(layer: AsyncIPCChannelLayer, home: str) -> int:
+    """Take what waits in a queue now, in transactions of their own; return how many."""
+    store = layer._site.messages
+    left = drive(layer._run(store.depth, home))
+    dropped = 0
+    while left > 0:
+        epoch = store.epoch()
+        taken = drive(
+            layer._run(store.take, (home,), limit=min(left, _AT_ONCE), wanted=_Everything())
+        )
+        if not taken.messages:
+            break  # somebody else was faster, or what was left has expired
+        # Were we killed here, those leaves would count them until they expire, as for any reader.
+        leaves = [(popped.leaf, popped.leaf_ident) for popped in taken.messages if popped.leaf]
+        if leaves:
+            drive(layer._run(store.credit, leaves, epoch=epoch))
+        left -= len(taken.messages)
+        dropped += len(taken.messages)
+    return dropped
+
+
+def _drop_members(layer: AsyncIPCChannelLayer, group: str) -> int:
+    """Discard the members that a group has now; return how many."""
+    members = layer.sync.group_channels(group)
+    for member in members:
+        layer.sync.group_discard(group, member)
+    return len(members)
+
+
+@ending
+def unlink(
+    prefix: Prefix = "asgi",
+    as_json: AsJson = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even while processes are attached.")
+    ] = False,
+) -> None:
+    """Remove the segments and sockets of a site, with everything in them.
+
+    Refuses while a process is attached, and says which. With --force those that are attached
+    go on with what they have, notice it within seconds and attach to new, empty segments.
+    """
+    files = _files_of(prefix)
+    directory = bells_directory(prefix)
+    if not files and not os.path.isdir(directory):
+        raise NoSite(f"there is nothing to remove: no segment and no socket of {prefix!r}")
+    attached = _attached(prefix, files)
+    if attached and not force:
+        who = [documents.process_document(process) for process in attached]
+        if not as_json:
+            console().print(tables.processes_table(attached))
+        fail(
+            Code.ATTACHED,
+            f"{words.many(len(attached), 'process')} attached to {prefix!r}: stop them first, or "
+            "use --force",
+            as_json=as_json,
+            processes=who,
+        )
+    removed = []
+    for kind in _KINDS:
+        name = segment_name(prefix, kind)
+        if (name[1:]) in dict(files):
+            Segment.unlink_name(name)
+            removed.append(name)
+    if os.path.isdir(directory):
+        _remove_directory(directory)
+        removed.append(directory)
+    if as_json:
+        who = [documents.process_document(process) for process in attached]
+        print_json({"prefix": prefix, "removed": removed, "processes": who})
+    else:
+        print("removed " + " ".join(removed))
+
+
+def _files_of(prefix: str) -> list[tuple[str, int]]:
+    """Return name and inode of the segments that exist, whatever is in them."""
+    found = []
+    for kind in _KINDS:
+        name = segment_name(prefix, kind)
+        try:
+            fd = posix_ipc.SharedMemory(name, read_only=True).fd
+        except posix_ipc.ExistentialError:
+            continue
+        except (posix_ipc.PermissionsError, ValueError) as exc:
+            raise SegmentError(
+                f"segment {name} cannot be opened, so not be removed: {exc}"
+            ) from exc
+        found.append((name[1:], os.fstat(fd).st_ino))
+        os.close(fd)
+    return found
+
+
+def _attached(prefix: str, files: list[tuple[str, int]]) -> list[Process]:
+    """Return who has a segment mapped, or owns a slot and may be alive elsewhere."""
+    try:
+        with Inspector(prefix) as inspector:
+            try:
+                loops = inspector.read().loops
+            except LockHeld:
+                loops = []  # whoever holds the lock is attached
+            processes = inspector.processes(loops)
+    except SegmentError:
+        # Half a site, another layout version, damaged: then what has it mapped must do.
+        processes = [
+            Process(pid, True, True, _procfs.state_of(pid), _procfs.command_line(pid), ())
+            for pid in sorted(_procfs.mapping(files) - {os.getpid()})
+        ]
+    return [process for process in processes if process.alive is not False]
+
+
+def _remove_directory(directory: str) -> None:
+    try:
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+    except OSError:
+        pass  # ENOENT, ENOTEMPTY: a process is just starting or ending there

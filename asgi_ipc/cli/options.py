@@ -1,0 +1,115 @@
+"""What all commands share: their common options, and how they end when something is wrong."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+
+from .._image import LockHeld
+from ..exceptions import InvalidName, IPCError
+from ..names import check_group
+from . import words
+from .codes import Code, code_of
+
+__all__ = [
+    "AsJson",
+    "Limit",
+    "Patience",
+    "Prefix",
+    "checked_prefix",
+    "console",
+    "ending",
+    "fail",
+    "print_json",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PREFIX_LIMIT = 60  # as the layer has it
+_WIDE = 500  # columns of a table that is not printed on a terminal
+
+
+def checked_prefix(prefix: str) -> str:
+    """Return a prefix if it is valid, or end with a usage error."""
+    try:
+        check_group(prefix)
+    except InvalidName as exc:
+        raise typer.BadParameter(f"{prefix!r} is not valid: {exc}") from None
+    if len(prefix) > _PREFIX_LIMIT:
+        raise typer.BadParameter(
+            f"it has {len(prefix)} characters, and at most {_PREFIX_LIMIT} are allowed"
+        )
+    return prefix
+
+
+Prefix = Annotated[
+    str,
+    typer.Option(
+        "--prefix",
+        "-p",
+        help="The site's prefix, as its layers have it. Also $ASGI_IPC_PREFIX.",
+        callback=checked_prefix,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as cli/schema.json describes.")]
+Patience = Annotated[
+    float,
+    typer.Option(
+        "--patience",
+        min=0,
+        metavar="SECONDS",
+        help="How long to wait for a lock whose holder is busy. A stopped one is never waited for.",
+    ),
+]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=0, help="Show this many; 0: all.")]
+
+
+def console() -> Console:
+    """Return where tables go: coloured and fitted on a terminal, plain and wide elsewhere."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, width=_WIDE, force_terminal=False, color_system=None)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one document, on one line unless it is a terminal."""
+    indent = 2 if sys.stdout.isatty() else None
+    print(json.dumps(document, indent=indent, allow_nan=False), flush=True)
+
+
+def fail(code: Code, text: str, *, as_json: bool, **details: Any) -> NoReturn:
+    """Say what is wrong and end with an exit code.
+
+    In JSON it is a document on standard output: ``{"error": {"code": ..., ...}}``.
+    """
+    if as_json:
+        error = {"code": code.name.lower(), "exit_code": int(code), "message": text, **details}
+        print_json({"error": error})
+    else:
+        print(f"asgi-ipc: {words.printable(text)}", file=sys.stderr)
+    raise typer.Exit(int(code))
+
+
+def ending(command: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a command: errors of the package become a message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (IPCError, OSError) as exc:
+            if isinstance(exc, BrokenPipeError):
+                raise  # whoever read our output has gone: not an error of ours
+            details: dict[str, Any] = {}
+            if isinstance(exc, LockHeld):
+                details["holder"] = exc.holder._asdict() | {"is_stopped": exc.holder.is_stopped}
+            fail(code_of(exc), str(exc), as_json=bool(kwargs.get("as_json")), **details)
+
+    return run

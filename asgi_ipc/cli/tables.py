@@ -1,0 +1,234 @@
+"""Readings as tables for a terminal, shared by the commands that print once and by ``top``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .._peek import Member
+from .._procfs import is_stopped
+from .._reading import Channel, Group, Memory, Process, Reading
+from . import words
+from .rates import Rates
+
+__all__ = [
+    "channels_table",
+    "groups_table",
+    "members_table",
+    "memory_table",
+    "messages_table",
+    "processes_table",
+    "stats_view",
+    "totals_table",
+]
+
+_BAR = 10  # cells
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """Return an empty table in which numbers keep their width and texts give way."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for column in columns:
+        is_number = column in right
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number)
+    return table
+
+
+def _text(content: str, style: str = "") -> Text:
+    """Return a cell that is cut off where its column ends."""
+    return Text(words.printable(content), style=style, no_wrap=True, overflow="ellipsis")
+
+
+def channels_table(channels: Iterable[Channel], rates: Rates | None = None) -> Table:
+    """Return channels, one a line."""
+    numbers = ("depth", "rate", "sent", "received", "expired", "full", "oldest")
+    table = _table("channel", *numbers, "read by", right=numbers)
+    for channel in channels:
+        table.add_row(
+            _text(channel.name),
+            Text(words.count(channel.depth), style="bold" if channel.depth else "dim"),
+            words.rate(rates.of_channel(channel.name)) if rates is not None else "",
+            words.count(channel.sent),
+            words.count(channel.received),
+            _alarming(channel.expired, "yellow"),
+            _alarming(channel.full + sum(leaf.full for leaf in channel.leaves), "red"),
+            words.age(channel.oldest_age_s) if channel.depth else "",
+            _text(_readers(channel)),
+        )
+    return table
+
+
+def _readers(channel: Channel) -> str:
+    if channel.parked:
+        return "slots " + " ".join(str(slot) for slot in channel.parked)
+    return f"(slot {channel.loop})" if channel.loop is not None else ""
+
+
+def _alarming(number: int, style: str) -> Text:
+    return Text(words.count(number), style=style if number else "dim")
+
+
+def groups_table(groups: Iterable[Group]) -> Table:
+    """Return groups, one a line."""
+    table = _table("group", "members", "queues", "version", right=("members", "queues", "version"))
+    for group in groups:
+        table.add_row(
+            _text(group.name),
+            words.count(group.members),
+            words.count(len(group.homes)),
+            str(group.version),
+        )
+    return table
+
+
+def members_table(members: Iterable[Member]) -> Table:
+    """Return the members of a group, one a line."""
+    table = _table("member", "expires in", right=("expires in",))
+    for member in members:
+        table.add_row(_text(member.channel), words.age(member.expires_in_s))
+    return table
+
+
+def processes_table(processes: Iterable[Process]) -> Table:
+    """Return processes, one a line, each followed by its loops."""
+    table = _table("pid", "state", "loops", "since", "parked on", "command", right=("pid",))
+    for process in processes:
+        loops = process.loops
+        table.add_row(
+            str(process.pid),
+            _state(process),
+            " ".join(str(loop.slot) for loop in loops) or "none",
+            words.age(max(0.0, time.time() - min(loop.since for loop in loops))) if loops else "",
+            _text(_some([name for loop in loops for name in loop.parked_on])),
+            _text(process.command or ""),
+        )
+    return table
+
+
+def _state(process: Process) -> Text:
+    if process.alive is False:
+        return Text("dead", style="red")
+    if is_stopped(process.state):
+        return Text("stopped", style="red")
+    if process.alive is None:
+        return Text("unknown", style="yellow")
+    return Text("alive" if process.attached else "alive, elsewhere", style="green")
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def memory_table(memory: Iterable[Memory]) -> Table:
+    """Return the memory of both segments."""
+    numbers = ("size", "backed", "used", "free", "largest free")
+    table = _table("segment", *numbers, "", right=numbers)
+    for one in memory:
+        share = one.used / one.size
+        style = "red" if share > 0.9 else "yellow" if share > 0.7 else "green"
+        filled = min(_BAR, round(share * _BAR))
+        table.add_row(
+            _text(one.segment),
+            words.size(one.size),
+            words.size(one.backed),
+            words.size(one.used),
+            words.size(one.free),
+            words.size(one.largest_free),
+            Text("#" * filled + "." * (_BAR - filled) + f" {share:.0%}", style=style),
+        )
+    return table
+
+
+def totals_table(reading: Reading, rates: Rates) -> Table:
+    """Return the counts since the segment was made, and how fast they grow."""
+    totals, per_second = reading.totals, rates.totals or {}
+    table = _table("", "total", "per second", right=("total", "per second"))
+    for label, name, style in (
+        ("sent", "sent", ""),
+        ("received", "received", ""),
+        ("refused: channel full", "full", "red"),
+        ("refused: memory full", "memory_full", "red"),
+        ("group members skipped: full", "dropped", "red"),
+        ("expired unread", "expired", "yellow"),
+        ("flushed", "flushed", "yellow"),
+    ):
+        number = getattr(totals, name)
+        table.add_row(
+            Text(label),
+            Text(words.count(number), style=style if number else ""),
+            words.rate(per_second.get(name)),
+        )
+    return table
+
+
+def stats_view(
+    reading: Reading,
+    rates: Rates,
+    channels: Sequence[Channel],
+    groups: Sequence[Group],
+    processes: Sequence[Process],
+) -> RenderableType:
+    """Return everything about a site."""
+    totals = reading.totals
+    oldest = f", the oldest for {words.age(totals.oldest_age_s)}" if totals.pending else ""
+    up = words.age(max(0.0, reading.taken_at - reading.created))
+    parts: list[RenderableType] = [
+        Text.assemble(
+            (reading.prefix, "bold"),
+            f"  made {up} ago, {words.many(totals.channels, 'channel')}, "
+            f"{words.many(len(reading.groups), 'group')}, "
+            f"{words.many(totals.pending, 'message')} waiting{oldest}",
+        )
+    ]
+    if reading.pending_log:
+        parts.append(
+            Text(
+                "a process was killed in the middle of an operation: the next one that uses the "
+                "site finishes it (or asgi-ipc repair)",
+                style="yellow",
+            )
+        )
+    parts += ["", totals_table(reading, rates), "", memory_table(reading.memory)]
+    shown = f" (the first {len(channels)} by depth)" if len(channels) < totals.channels else ""
+    for title, rows, table in (
+        (f"channels{shown}", channels, channels_table(channels, rates)),
+        ("groups", groups, groups_table(groups)),
+        ("processes", processes, processes_table(processes)),
+    ):
+        if rows:
+            parts += ["", Text(title, style="bold"), table]
+    return Stack(*parts)
+
+
+def _readable(message: Any) -> str:
+    """Return JSON that people read: letters as they are, but nothing that moves the cursor."""
+    text = json.dumps(message, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
+def messages_table(messages: Iterable[dict[str, Any]]) -> Table:
+    """Return peeked messages, as ``peek_document`` has them."""
+    numbers = ("#", "bytes", "age", "expires in")
+    table = _table("#", "channel", "bytes", "age", "expires in", "message", right=numbers)
+    table.columns[-1].overflow = "fold"
+    for one in messages:
+        to = f"{one['channel']} (group {one['group']})" if one["group"] else one["channel"]
+        expires = one["expires_in_s"]
+        table.add_row(
+            str(one["position"]),
+            _text(to),
+            words.count(one["bytes"]),
+            words.age(one["age_s"]),
+            words.age(expires) if expires > 0 else Text("expired", style="yellow"),
+            Text(words.printable(one.get("damage") or _readable(one["message"]))),
+        )
+    return table

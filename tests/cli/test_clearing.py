@@ -1,0 +1,165 @@
+"""``flush`` and ``unlink``: what goes, what stays, and who is asked first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from asgi_ipc import AsyncIPCChannelLayer
+
+from .conftest import COMMAND
+from .screens import Screen
+from .test_looking import RECEIVER
+
+if TYPE_CHECKING:
+    from ..conftest import Child
+    from .conftest import Run
+
+Read = Callable[..., Any]
+MakeLayer = Callable[..., AsyncIPCChannelLayer]
+
+
+def names_left(prefix: str) -> list[str]:
+    return [name for name in os.listdir("/dev/shm") if name.startswith(prefix)]
+
+
+def test_flush_empties_a_whole_site(make_layer: MakeLayer, read: Read) -> None:
+    """Every message and every group is gone, for whoever is attached."""
+    layer = make_layer()
+    layer.sync.send("jobs", {})
+    layer.sync.group_add("chat", "jobs")
+    assert read("flush")["messages"] == 1
+    assert layer.sync.global_statistics()["messages_pending"] == 0
+    assert layer.sync.group_channels("chat") == []
+
+
+def test_flush_asks_first_on_a_terminal(make_layer: MakeLayer, prefix: str) -> None:
+    """No leaves everything as it is, yes goes on; --yes does not ask."""
+    layer = make_layer()
+    layer.sync.send("jobs", {})
+    for answer, code, left in (("n", 1, 1), ("y", 0, 0)):
+        screen = Screen([*COMMAND, "flush", "-p", prefix], {})
+        try:
+            screen.until("Drop every message")
+            screen.type(f"{answer}\n")
+            assert screen.end() == code
+        finally:
+            screen.close()
+        assert layer.sync.global_statistics()["messages_pending"] == left
+
+
+def test_flush_of_channels_leaves_the_others(make_layer: MakeLayer, read: Read) -> None:
+    """The named queues are empty, and have room again; other queues and groups are whole."""
+    layer = make_layer(capacity=100)
+    layer.sync.group_add("chat", "home!a")
+    for n in range(100):
+        layer.sync.send("jobs", {"n": n})
+        layer.sync.send("keep", {"n": n})
+        layer.sync.send("home!a", {"n": n})
+        layer.sync.send("home!b", {"n": n})
+    layer.sync.group_send("chat", {})
+    document = read("flush", "--channel", "jobs", "--channel", "home!")
+    assert document["messages"] == 301
+    assert layer.sync.receive("jobs", 0) is None
+    for n in range(100):
+        layer.sync.send("home!a", {"n": n})  # its capacity is free again
+        assert layer.sync.receive("keep", 0) == {"n": n}
+    assert layer.sync.group_channels("chat") == ["home!a"]
+
+
+def test_a_flush_that_is_killed_leaves_the_rest(make_layer: MakeLayer, prefix: str) -> None:
+    """What it has not come to is all there, in order, and the segment is sound."""
+    layer = make_layer(capacity=100_000)
+    for n in range(5000):
+        layer.sync.send("jobs", {"n": n})
+    process = subprocess.Popen([*COMMAND, "flush", "-p", prefix, "--channel", "jobs"])
+    while layer.sync.channel_statistics("jobs")["messages_pending"] == 5000:
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    left = []
+    while (message := layer.sync.receive("jobs", 0)) is not None:
+        left.append(message["n"])
+    assert left == list(range(5000 - len(left), 5000))
+    assert layer.sync.global_statistics()["received_count"] == 5000
+
+
+def test_one_name_of_a_shared_queue_cannot_be_flushed(make_layer: MakeLayer, run: Run) -> None:
+    """Its messages are in the middle of the queue of its process: code 2 says which one."""
+    layer = make_layer()
+    layer.sync.send("home!a", {})
+    assert "flush 'home!'" in run("flush", "--channel", "home!a", code=2).err
+    assert layer.sync.receive("home!a", 0) == {}
+
+
+def test_flush_of_a_group_ends_its_memberships(make_layer: MakeLayer, read: Read) -> None:
+    """What was sent to the members before is still theirs."""
+    layer = make_layer()
+    for member in ("one", "home!a"):
+        layer.sync.group_add("chat", member)
+        layer.sync.group_add("other", member)
+    layer.sync.group_send("chat", {"before": 1})
+    assert read("flush", "--group", "chat")["memberships"] == 2
+    layer.sync.group_send("chat", {"after": 1})
+    assert layer.sync.group_count("other") == 2
+    for member in ("one", "home!a"):
+        assert layer.sync.receive(member, 0) == {"before": 1}
+        assert layer.sync.receive(member, 0) is None
+
+
+def test_unlink_refuses_while_somebody_is_attached(
+    make_layer: MakeLayer, start: Callable[..., Child], read: Read, run: Run, prefix: str
+) -> None:
+    """Code 8, and who it is: a loop that waits, a process that only sends, a stopped one."""
+    receiver, stopped = start(RECEIVER), start(RECEIVER)
+    receiver.line(), stopped.line()
+    stopped.signal(signal.SIGSTOP)
+    stopped.wait_for_state("T")
+    layer = make_layer()
+    layer.sync.send("jobs", {})
+    error = read("unlink", code=8)["error"]
+    assert error["code"] == "attached"
+    by_pid = {process["pid"]: process for process in error["processes"]}
+    assert by_pid.keys() == {receiver.pid, stopped.pid, os.getpid()}
+    assert by_pid[receiver.pid]["loops"] and not by_pid[os.getpid()]["loops"]
+    assert len(names_left(prefix)) == 3
+    assert layer.sync.receive("jobs", 0) == {}
+    assert str(receiver.pid) in run("unlink", code=8).out
+
+
+def test_unlink_removes_what_nobody_uses(
+    make_layer: MakeLayer, start: Callable[..., Child], read: Read, prefix: str
+) -> None:
+    """Slots of processes that were killed do not count as attached."""
+    receiver = start(RECEIVER)
+    receiver.line()
+    receiver.kill()
+    make_layer().close_now()
+    document = read("unlink")
+    assert document["processes"] == []
+    assert len(document["removed"]) == 3
+    assert names_left(prefix) == []
+
+
+def test_unlink_by_force_says_who_was_attached(
+    make_layer: MakeLayer, read: Read, prefix: str
+) -> None:
+    """Those who are attached go on with what they have."""
+    layer = make_layer()
+    layer.sync.send("jobs", {"n": 1})
+    document = read("unlink", "--force")
+    assert [process["pid"] for process in document["processes"]] == [os.getpid()]
+    assert names_left(prefix) == []
+    assert layer._site.messages.segment.is_deleted()
+    layer.close_now()
+
+
+def test_unlink_removes_what_is_no_site_any_more(run: Run, prefix: str) -> None:
+    """Half a site, or bytes that no version understands: they can be removed all the same."""
+    with open(f"/dev/shm/{prefix}-messages", "wb") as file:
+        file.write(b"not a segment of anybody")
+    run("unlink")
+    assert names_left(prefix) == []
