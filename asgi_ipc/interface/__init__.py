@@ -1,0 +1,30 @@
+"""An interface server: HTTP and websockets in, Channels 1 messages out, behind any ASGI server.
+
+::
+
+    ASGI_IPC_PREFIX=mysite uvicorn asgi_ipc.interface:application
+
+or, from code, ``InterfaceServer(layer)``, an ASGI 3 application. Workers answer through the
+channel layer: those of Channels 1 unchanged, ``asgi_ipc.worker``, or anything else that reads
+``http.request`` and ``websocket.*``. They may come and go; the connections stay here.
+
+What it guarantees:
+
+- A request is answered: by a worker, or with 413, 500, 503 or 504, each for a stated reason.
+- An answer that is not whole never looks as if it were.
+- A slow client holds no worker up before it is ``response_buffer_bytes`` behind; then the
+  worker's sends raise ``ChannelFull``. Other connections do not notice.
+- Nothing of a connection is left once it has ended.
+
+Rooms: ``options`` (every setting), ``messages`` (the formats, pure), ``backlog`` (bytes that
+wait), ``context`` (what connections share), ``http`` and ``websocket`` (one connection each),
+``server`` (the application), ``running`` (under uvicorn).
+"""
+
+from __future__ import annotations
+
+from .options import InterfaceOptions, LayerOptions
+from .running import application, serve
+from .server import InterfaceServer
+
+__all__ = ["InterfaceOptions", "InterfaceServer", "LayerOptions", "application", "serve"]

@@ -1,0 +1,62 @@
+"""What the ASGI servers of these tests serve: the package's application, and its insides.
+
+``/-/state`` tells, without any worker, what the process holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import asgi_ipc
+from asgi_ipc.interface import application as interface
+from asgi_ipc.interface import running
+
+assert asgi_ipc.__file__ is not None
+PACKAGE = str(Path(asgi_ipc.__file__).parent)
+
+
+async def state() -> dict[str, Any]:
+    """What this process holds just now."""
+    gc.collect()
+    server = running._server
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    coroutines: list[Any] = [task.get_coro() for task in asyncio.all_tasks()]
+    found: dict[str, Any] = {
+        "tasks": len(coroutines),
+        "our_tasks": sum(PACKAGE in one.cr_code.co_filename for one in coroutines),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "resident_bytes": pages * os.sysconf("SC_PAGESIZE"),
+        "attached": server is not None and server.layer._site.is_open,
+    }
+    if server is not None:
+        found |= server.statistics()
+        found["waiters"] = sum(port._waiter_count for port in server.layer._site.ports())
+        found |= await server.layer.global_statistics()
+        found["inbox"] = server.layer._reception._inboxes.count
+    return found
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Answer ``/-/state``, and hand on everything else (websockets not, if told so)."""
+    if scope["type"] == "websocket" and "ASGI_IPC_BARE_WEBSOCKETS" in os.environ:
+        await bare_websocket(receive, send)
+        return
+    if scope["type"] != "http" or scope["path"] != "/-/state":
+        await interface(scope, receive, send)
+        return
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": json.dumps(await state()).encode()})
+
+
+async def bare_websocket(receive: Any, send: Any) -> None:
+    """The least that a websocket costs the ASGI server."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
