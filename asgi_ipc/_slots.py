@@ -97,17 +97,24 @@ class Slots:
 
     # -- parking -------------------------------------------------------------------------
 
-    def park(self, home: str, slot: int, token: int) -> None:
+    def park(self, homes: Collection[str], slot: int, token: int) -> None:
+        for home in homes:
+            if not self.records.find(home):
+                self.records.make(home)  # may make room, so nothing found before it is kept
         words = self.segment.words
-        record = self.records.find(home) or self.records.make(home)
-        if not record:
-            return  # the memory is full: the safety look parks it later
-        word = record + L.CH_PARKED + (slot >> 6)
         plan = {}
-        if not words[word] >> (slot & 63) & 1:
-            plan[word] = words[word] | 1 << (slot & 63)
-        if home[-1] == "!" and words[record + L.CH_LOOP] != token:
-            plan[record + L.CH_LOOP] = token
+        for home in homes:
+            record = self.records.find(home)
+            if not record:
+                continue  # the memory is full: the safety look parks it later
+            word = record + L.CH_PARKED + (slot >> 6)
+            if not words[word] >> (slot & 63) & 1:
+                plan[word] = words[word] | 1 << (slot & 63)
+            if home[-1] == "!" and words[record + L.CH_LOOP] != token:
+                plan[record + L.CH_LOOP] = token
+            if len(plan) > _PLAN_ROOM:
+                self.segment.commit(plan)
+                plan = {}
         if plan:
             self.segment.commit(plan)
 
@@ -179,13 +186,9 @@ class Slots:
                 self._withdraw(slot, (one,))
                 return []
             homes = (one,)
-        waiting = []
-        for home in homes:
-            depth = self.records.depth(home)
-            if depth:
-                waiting.append((home, depth))
-            else:
-                self.park(home, slot, token)
+        waiting = [(home, depth) for home in homes if (depth := self.records.depth(home))]
+        full = {home for home, _ in waiting}
+        self.park([home for home in homes if home not in full], slot, token)
         return waiting
 
     def withdraw(self, slot: int, homes: Iterable[str]) -> None:

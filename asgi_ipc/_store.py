@@ -386,8 +386,7 @@ class MessageStore:
                     self.slots.reap_dead()
                     return Taken(home, popped, more)
         if slot is not None:
-            for home in homes:
-                self.slots.park(home, slot, token)
+            self.slots.park(homes, slot, token)
         return NOTHING
 
     def take_one(
