@@ -26,7 +26,7 @@ EXPECTED = re.compile(r"# -> (.+)$")
 
 async def run(page: Path, prefix: str) -> tuple[int, int]:
     """Run a page; return how many statements were run and how many values compared."""
-    namespace: dict[str, Any] = {"__name__": "__main__", **_stage(page.stem, prefix)}
+    namespace: dict[str, Any] = {"__name__": page.stem, **_stage(page.stem, prefix)}
     statements = compared = 0
     for block in blocks_of(page, "python"):
         block = block._replace(text=block.text.replace('"mysite"', repr(prefix)))
