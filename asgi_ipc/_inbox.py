@@ -113,8 +113,8 @@ class Inboxes:
         Args:
             dropped: receives the expired messages that were met on the way.
         """
-        while (queue := self._by_name.get(name)) is not None:
-            entry = self._take(name, queue)
+        while (queue := self._by_name.pop(name, None)) is not None:
+            entry = self._shift(name, queue)
             if entry.deadline_ns > now_ns:
                 return entry
             dropped.append(entry)
@@ -132,20 +132,20 @@ class Inboxes:
             # The oldest of its home is the oldest of its name, or was read by that name.
             if queue is None or (queue is not entry and first_of(queue) is not entry):
                 continue
-            self._take(name, queue)
+            self._shift(name, self._by_name.pop(name))
             if entry.deadline_ns > now_ns:
                 return name, entry
             dropped.append(entry)
         return None
 
-    def _take(self, name: str, queue: Entry | deque[Entry]) -> Entry:
+    def _shift(self, name: str, queue: Entry | deque[Entry]) -> Entry:
+        """Take the first of what lay under a name, and put the others back."""
         if isinstance(queue, Entry):
             entry = queue
-            del self._by_name[name]
         else:
             entry = queue.popleft()
-            if not queue:
-                del self._by_name[name]
+            if queue:
+                self._by_name[name] = queue
         self._went(entry)
         return entry
 

@@ -75,8 +75,10 @@ class _KnownHome:
     def note(self, name: str, member: Member) -> None:
         """Add a member, or what it has become."""
         self.members[name] = member
-        self.newest = max(self.newest, member.joined)
-        self.due_ns = min(self.due_ns, member.deadline_ns)
+        if member.joined > self.newest:
+            self.newest = member.joined
+        if member.deadline_ns < self.due_ns:
+            self.due_ns = member.deadline_ns
 
 
 class GroupStore:
@@ -359,8 +361,9 @@ class GroupStore:
             return
         old = known.members.pop(channel, None)
         if not member.left:
-            joined = member.joined or (old.joined if old else 0)  # 0: a renewal
-            known.note(channel, member._replace(joined=joined))
+            if not member.joined and old is not None:  # a renewal
+                member = member._replace(joined=old.joined)
+            known.note(channel, member)
         elif old is not None and member.deadline_ns:
             known.gone.append((channel, member._replace(joined=old.joined)))
         known.version = version or known.version

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from . import _layout as L
 from ._heap import Heap
 from ._segment import Plan, Segment
-from ._table import Table
+from ._table import Table, new_ident
 from .exceptions import SegmentCorrupt
 
 __all__ = ["Popped", "Queues"]
@@ -91,6 +91,15 @@ class Queues:
             plan[L.COUNT_EXPIRED] += expired
         plan[L.COUNT_FULL] += plan[record + L.CH_FULL]
         self.table.remove(plan, record)
+
+    def give_up(self, plan: Plan, leaf: int) -> None:
+        """Plan that a leaf counts nothing any more, because all of it has expired.
+
+        It may lie in the inbox of somebody who died, or of somebody who has yet to notice and
+        will then want to uncount it: under the old ident, which means nothing any more.
+        """
+        plan[leaf + L.CH_TAKEN] = plan[leaf + L.CH_SENT]
+        plan[leaf + L.IDENT] = new_ident()
 
     # -- sending -------------------------------------------------------------------------
 

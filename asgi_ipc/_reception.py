@@ -73,6 +73,8 @@ class Reception:
     ) -> Received | None:
         """Return a message for one of ``keys``, ``None`` if nothing came.
 
+        Of a single key, ``take_now`` should have been asked before.
+
         Args:
             keys: names that were checked, each once.
             homes: the queues those live in, each once.
@@ -83,10 +85,6 @@ class Reception:
         """
         if not self.site.is_open:
             self.site.open()
-        if len(keys) == 1:
-            got = self.take_now(keys[0], homes[0])
-            if got is not None:
-                return got
         if time.monotonic_ns() > self.site.watch_at_ns:
             # Who asks again and again, waiting briefly or not at all, never waits for long
             # enough to look by the way.
@@ -122,12 +120,12 @@ class Reception:
                             got = self._take(keys, homes, port, waiter)
                         except LockBusy:
                             got = await self._take_patiently(keys, homes, port, waiter, pause)
+                            if got is None and not port.is_open:
+                                break  # closed meanwhile: nobody would wake us
                         if got is not None:
                             took = not waiter.found_in_inbox
                             return got
                     waiter.parked = True
-                    if not port.is_open:
-                        break  # closed while the lock was waited for: nobody would wake us
                     waiter.was_woken = False
                     # No await since the look above: every wake from here on finds the future.
                     future = waiter.future = loop.create_future()
@@ -258,7 +256,8 @@ class Reception:
                     return self._decoded(first)
 
     def _find_in_inbox(self, keys: tuple[str, ...], waiter: Waiter | None) -> Received | None:
-        if not self._lies_in_inbox(keys):
+        inboxes = self._inboxes
+        if not inboxes.count or (len(keys) == 1 and not inboxes.has(keys[0])):
             return None
         got = self._take_from_inboxes(keys)
         if got is not None and waiter is not None:
@@ -273,6 +272,8 @@ class Reception:
 
     def take_now(self, key: str, home: str, *, rung: bool = False) -> Received | None:
         """Take the next message of one channel, in the ordinary cases; else see ``receive``."""
+        if not self.site.is_open:
+            return None
         if "!" not in key:
             taken = self.site.messages.take_one(key, rung=rung)
         else:
@@ -316,7 +317,8 @@ class Reception:
         dropped: list[Entry] = []
         found = None
         with self.site.mutex:
-            self._check_inbox_epoch()
+            if self.site.messages.epoch() != self._inbox_epoch:
+                self._check_inbox_epoch()
             inboxes = self._inboxes
             now = time.monotonic_ns()
             for key in keys:

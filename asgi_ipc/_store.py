@@ -206,8 +206,9 @@ class MessageStore:
                 self.segment.commit(plan)
             if dropped < DROPS:
                 if leaf and self._is_stale(leaf, record, now):
-                    # What it still counts has expired in the inbox of somebody who died.
-                    self.segment.commit({leaf + L.CH_TAKEN: words[leaf + L.CH_SENT]})
+                    plan = Plan(words)
+                    self.queues.give_up(plan, leaf)
+                    self.segment.commit(plan)
                 depth: int = words[counted + L.CH_SENT] - words[counted + L.CH_TAKEN]
                 return depth
 

@@ -17,7 +17,7 @@ from ._heap import Heap
 from ._segment import Plan, Segment
 from .exceptions import SegmentCorrupt
 
-__all__ = ["Table"]
+__all__ = ["Table", "new_ident"]
 
 _PREFIX = struct.Struct("<4Q")
 _CHAIN_LIMIT = 1 << 20  # a chain this long is a loop, not a chain
@@ -72,7 +72,7 @@ class Table:
         # Nothing refers to this memory before the bucket's word is committed.
         memory = self._segment.memory
         start = 8 * record
-        ident = ident or int.from_bytes(os.urandom(8), "little") | 1
+        ident = ident or new_ident()
         memory[start + 8 * L.DATA : start + 8 * (L.KEY + 1)] = _PREFIX.pack(
             plan[bucket], ident, owner, _key_word(key, owner)
         )
@@ -151,6 +151,11 @@ class Table:
             f"segment {self._segment.name} is damaged (a hash chain that does not end or lacks "
             "its record): stop every process that uses it, unlink it and start again"
         )
+
+
+def new_ident() -> int:
+    """Return a random ident."""
+    return int.from_bytes(os.urandom(8), "little") | 1
 
 
 def _key_word(key: bytes, owner: int) -> int:

@@ -332,7 +332,9 @@ class AsyncIPCChannelLayer:
         deadline = None
         if block and self.block_timeout is not None:
             deadline = time.monotonic() + self.block_timeout
-        got = await self._reception.receive(keys, homes, block, deadline, self.pause)
+        got = self._reception.take_now(keys[0], homes[0]) if len(keys) == 1 else None
+        if got is None:
+            got = await self._reception.receive(keys, homes, block, deadline, self.pause)
         return got or (None, None)
 
     async def receive(self, channel: str) -> dict[str, Any]:
@@ -343,11 +345,9 @@ class AsyncIPCChannelLayer:
             LayerClosed: the layer was closed while this was waiting.
         """
         name, home, _ = self._names.get(channel) or self._learn(channel)
-        if self._site.is_open:
-            got = self._reception.take_now(name, home)
-            if got is not None:
-                return got[1]
-        got = await self._reception.receive((name,), (home,), True, None, self.pause)
+        got = self._reception.take_now(name, home)
+        if got is None:
+            got = await self._reception.receive((name,), (home,), True, None, self.pause)
         assert got is not None
         return got[1]
 
@@ -365,7 +365,10 @@ class AsyncIPCChannelLayer:
             LayerClosed: the layer was closed while this was waiting.
         """
         name, home, _ = self._names.get(channel) or self._learn(channel)
-        got = await self._reception.receive((name,), (home,), True, deadline, self.pause, loop)
+        keys, homes = (name,), (home,)
+        got = self._reception.take_now(name, home)
+        if got is None:
+            got = await self._reception.receive(keys, homes, True, deadline, self.pause, loop)
         return None if got is None else got[1]
 
     def _checked(self, channels: Iterable[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

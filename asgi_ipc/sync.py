@@ -42,6 +42,9 @@ class _BlockingCore(AsyncIPCChannelLayer):
         loop: HostLoop | None = None,
     ) -> Received | None:
         """Receive for names that were checked and are homes; ``None`` if nothing came."""
+        got = self._reception.take_now(keys[0], keys[0]) if len(keys) == 1 else None
+        if got is not None:
+            return got
         return await self._reception.receive(keys, keys, block, deadline, pause or self.pause, loop)
 
 

@@ -22,10 +22,11 @@ from asgi_ipc.exceptions import (
     UnserialisableValue,
 )
 
+from .conftest import problems_of
 from .stepping import SteppingLoop, World, drive
 
 if TYPE_CHECKING:
-    from .conftest import Child
+    from .conftest import Child, Clock
 
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
 Start = Callable[..., "Child"]
@@ -755,3 +756,17 @@ if pid == 0:
     homes = {child.line().split("!")[0] for _ in range(4)}
     assert len(homes) == 3  # the loop's, the parent's (twice), the child's
     child.end()
+
+
+def test_what_was_given_up_as_expired_is_not_uncounted_twice(
+    make_layer: MakeLayer, clock: Clock
+) -> None:
+    """A message that expired in an inbox leaves the count of those sent after it alone."""
+    layer = make_layer(capacity=2, expiry=10)
+    drive(layer.send("x!a", {"n": 0}))
+    assert drive(layer.receive_async(["x!b"], block=False)) == (None, None)  # draws it
+    drive(layer.send("x!a", {"n": 1}))
+    clock.advance(11)
+    drive(layer.send("x!a", {"n": 2}))  # full, but for what has expired
+    assert drive(layer.receive_async(["x!a"], block=False)) == ("x!a", {"n": 2})
+    assert problems_of(layer) == []
