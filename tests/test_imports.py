@@ -38,7 +38,6 @@ ROOMS = [
     {"_survey"},
     {"_inspect", "_peek"},
     {"_doctor", "metrics", "tracing"},
-    {"_message"},
     {"channels", "interface", "worker"},
     {"cli"},
     {"__main__", "pytest_plugin"},
