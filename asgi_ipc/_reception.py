@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from . import _codec
@@ -119,7 +120,8 @@ class Reception:
                         try:
                             got = self._take(keys, homes, port, waiter)
                         except LockBusy:
-                            got = await self._take_patiently(keys, homes, port, waiter, pause)
+                            take = partial(self._take_if_open, closings, keys, homes, port, waiter)
+                            got = await self.site.patiently(pause, take)
                             if got is None and not port.is_open:
                                 break  # closed meanwhile: nobody would wake us
                         if got is not None:
@@ -148,22 +150,17 @@ class Reception:
         except LockBusy:
             return None
 
-    async def _take_patiently(
+    def _take_if_open(
         self,
+        closings: int,
         keys: tuple[str, ...],
         homes: tuple[str, ...],
         port: Port,
         waiter: Waiter,
-        pause: Callable[[float], Awaitable[None]],
     ) -> Received | None:
-        """Take, waiting for the lock, unless the layer is closed meanwhile."""
-        closings = self.site.closings
-
-        def take() -> Received | None:
-            self._check_not_closed(closings)
-            return self._take(keys, homes, port, waiter)
-
-        return await self.site.patiently(pause, take)
+        """Take, unless the layer was closed since the receive began, perhaps by a thread."""
+        self._check_not_closed(closings)
+        return self._take(keys, homes, port, waiter)
 
     def _check_not_closed(self, closings: int) -> None:
         if self.site.closings != closings:

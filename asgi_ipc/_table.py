@@ -1,8 +1,9 @@
 """The hash table of a segment: named records, found by name and swept by a clock hand.
 
 A record's key is its name and its *owner* (another record, or 0). Processes remember
-where a record lies and verify it by its ``IDENT``: a random word that becomes 0 when the
-record goes, so a stale memory never passes for a living record.
+where a record lies and verify it by its ``IDENT``: a word that no record had before (random, or
+from a sequence), and that becomes 0 when the record goes, so a stale memory never passes for
+a living record.
 """
 
 from __future__ import annotations

@@ -770,3 +770,24 @@ def test_what_was_given_up_as_expired_is_not_uncounted_twice(
     drive(layer.send("x!a", {"n": 2}))  # full, but for what has expired
     assert drive(layer.receive_async(["x!a"], block=False)) == ("x!a", {"n": 2})
     assert problems_of(layer) == []
+
+
+async def test_a_receive_ends_when_a_thread_closes_while_it_waits_for_the_lock(
+    make_layer: MakeLayer, start: Start
+) -> None:
+    """Woken after the closing has begun and before its loop is told, it attaches to nothing."""
+    layer = make_layer(lock_timeout=60.0)
+    await layer.receive_async(["d"], block=False)
+    receive = asyncio.create_task(layer.receive("d"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    child = start(HOLD_LOCK)
+    child.expect("locked")
+    layer._site.closings += 1  # what close() does first, on whatever thread
+    port = layer._site.port_of(asyncio.get_running_loop())
+    assert port is not None
+    port.wake("d")
+    with pytest.raises(LayerClosed):
+        await asyncio.wait_for(receive, 30)
+    child.tell()
+    child.end()

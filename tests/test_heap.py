@@ -169,6 +169,42 @@ def test_the_largest_extent_fits_again_after_any_use(make_arena: Callable[..., A
     arena.check()
 
 
+def test_a_stock_is_cut_into_an_empty_quick_list_only(make_arena: Callable[..., Arena]) -> None:
+    """Up to 16 extents of the size's class, in one piece, and none where a list has some."""
+    arena = make_arena()
+    segment, heap = arena.segment, arena.heap
+    arena.free(arena.allocate(100_000))  # backs memory
+    for size_bytes, stocked in ((200, 16), (1100, 14), (20_000, 0)):
+        extents = [one for one in arena.walk() if one[1] == KIND]
+        segment.transact(heap.stock, size_bytes, KIND)
+        segment.transact(heap.stock, size_bytes, KIND)
+        arena.check()
+        more = [one for one in arena.walk() if one[1] == KIND]
+        assert len(more) - len(extents) == stocked
+    whole = heap.capacity_bytes() // 2
+    arena.consolidate()
+    arena.free(arena.allocate(whole))
+
+
+def test_stocking_before_every_allocation_loses_nothing(make_arena: Callable[..., Arena]) -> None:
+    """The heap tiles after thousands of operations, and the largest extent fits again."""
+    arena = make_arena()
+    chance = random.Random(11)
+    for _ in range(3000):
+        if arena.held and (len(arena.held) > 150 or chance.random() < 0.5):
+            arena.free(chance.choice(list(arena.held)))
+        else:
+            size_bytes = int(chance.lognormvariate(6, 1.5)) + 25
+            arena.segment.transact(arena.heap.stock, size_bytes, KIND)
+            arena.allocate(size_bytes)
+    arena.check()
+    for extent in list(arena.held):
+        arena.free(extent)
+    arena.consolidate()
+    arena.free(arena.allocate(arena.heap.capacity_bytes() // 2))
+    arena.check()
+
+
 def test_the_whole_heap_can_be_one_extent(make_arena: Callable[..., Arena]) -> None:
     """All there is fits, one granule more does not; rounding to a class costs nothing here."""
     arena = make_arena()
