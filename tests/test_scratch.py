@@ -21,7 +21,8 @@ def test_a_buffer_has_the_size_asked_for() -> None:
 
 
 def test_two_borrowers_never_share() -> None:
-    """What one writes the other does not see."""
+    """What one writes the other does not see, whatever lay ready."""
+    give_back(borrow(70_000))
     one, other = borrow(70_000), borrow(70_000)
     one[:] = bytes([1]) * 70_000
     other[:] = bytes([2]) * 70_000
