@@ -95,7 +95,8 @@ def test_a_stopped_holder_is_reported_and_not_waited_for(
     assert error["code"] == "locked"
     assert error["holder"]["pid"] == holder.pid
     assert error["holder"]["is_stopped"] and error["holder"]["state"] == "T"
-    assert error["holder"]["idle_s"] is None or error["holder"]["idle_s"] > 0
+    # The scheduler's clock, as old as its last tick: that it grows is tested with the doctor.
+    assert error["holder"]["idle_s"] is None or error["holder"]["idle_s"] >= 0
     message = run("send", "jobs", "{}", "--patience", "1000", code=4).err
     assert f"kill -CONT {holder.pid}" in message and f"-{which}" in message
     run("check", code=4)
