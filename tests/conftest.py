@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer
 from asgi_ipc._check import check_groups, check_messages
@@ -26,6 +27,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background by a shell without job control: the processes that tests stop
     # with Ctrl-C would inherit that they are not to listen.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes, to make or to run, says something about the machine alone.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 SHM = "/dev/shm"
 OURS = f"test-{os.getpid()}-"
