@@ -13,13 +13,14 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer
 from asgi_ipc._check import check_groups, check_messages
+from asgi_ipc._segment import LockBusy, Segment
 
 from .stepping import World
 
@@ -31,6 +32,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # How long an example takes, to make or to run, says something about the machine alone.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+R = TypeVar("R")
 
 SHM = "/dev/shm"
 OURS = f"test-{os.getpid()}-"
@@ -117,12 +120,21 @@ def prefix() -> Iterator[str]:
                 os.unlink(path)
 
 
+def patiently(segment: Segment, operation: Callable[[Segment], R]) -> R:
+    """Do something with the lock held, which other processes may have just now."""
+    give_up = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return segment.transact(operation, segment)
+        except LockBusy:
+            assert time.monotonic() < give_up, f"held by process {segment.lock_holder()}"
+
+
 def problems_of(layer: AsyncIPCChannelLayer) -> list[str]:
     """What an independent look at both segments finds wrong."""
-    messages, groups = layer._site.messages.segment, layer._site.groups.segment
     return [
-        *messages.transact(check_messages, messages),
-        *groups.transact(check_groups, groups),
+        *patiently(layer._site.messages.segment, check_messages),
+        *patiently(layer._site.groups.segment, check_groups),
     ]
 
 
@@ -282,15 +294,19 @@ class Child:
     def wait_for_state(self, state: str) -> None:
         """Return once the kernel says that all of its threads are in a state (S, T, ...)."""
         give_up = time.monotonic() + PATIENCE_S
-        while time.monotonic() < give_up:
-            states = set()
-            for task in os.listdir(f"/proc/{self.pid}/task"):
+        while (states := self._states()) - set(state):
+            assert time.monotonic() < give_up, f"child {self.pid} is in states {states}"
+            os.sched_yield()
+
+    def _states(self) -> set[str]:
+        states = set()
+        for task in os.listdir(f"/proc/{self.pid}/task"):
+            try:
                 with open(f"/proc/{self.pid}/task/{task}/stat") as stat:
                     states.add(stat.read().rpartition(")")[2].split()[0])
-            if states <= set(state):
-                return
-            os.sched_yield()
-        raise AssertionError(f"child {self.pid} is in states {states}, not {state}")
+            except (FileNotFoundError, ProcessLookupError):
+                states.add("ended just now")
+        return states
 
     def end(self, patience_s: float = PATIENCE_S) -> str:
         """Wait until it has ended by itself, with success, and return what else it said."""
