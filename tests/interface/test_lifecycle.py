@@ -64,7 +64,7 @@ def test_a_server_that_is_told_to_end_lets_an_answer_finish(
     server.process.send_signal(signal.SIGTERM)
     if kind == "uvicorn":  # hypercorn listens to its end
         eventually(lambda: not listens(server), "the end of listening")
-    assert other.client.get("/release").json() == 1
+    assert eventually(lambda: other.client.get("/release").json(), "the request at a worker") == 1
     waiting.join()
     assert [answer.text for answer in answers] == ["held"]
     assert server.process.wait(PATIENCE_S) in (0, -signal.SIGTERM)
