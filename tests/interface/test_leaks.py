@@ -107,7 +107,7 @@ def test_connections_leave_nothing(
     """No task, descriptor, waiter or message; no reply channel that anybody would read."""
     workers()
     workers()
-    server = start_server(kind, request_timeout=5, client_timeout=5)
+    server = start_server(kind, request_timeout=20, client_timeout=20)
     asyncio.run(storm(server.port, 50, seed=0))  # what is made once
     eventually(lambda: is_idle(server.state()), "the end of the first connections")
     before = eventually(lambda: server.state(), "its state")
@@ -137,7 +137,8 @@ def test_a_thousand_idle_websockets(start_server: StartServer, workers: Workers)
     async def open_all(at: Server, path: str) -> list[ClientConnection]:
         sockets: list[ClientConnection] = []
         for _ in range(0, count, 50):
-            new = (connect(f"{at.ws_url}/{path}", compression=None) for _ in range(50))
+            options: dict[str, Any] = {"compression": None, "open_timeout": None}
+            new = (connect(f"{at.ws_url}/{path}", **options) for _ in range(50))
             sockets += await asyncio.gather(*new)
         return sockets
 
@@ -149,7 +150,7 @@ def test_a_thousand_idle_websockets(start_server: StartServer, workers: Workers)
             cost[at] = (at.state()["resident_bytes"] - before) / count
             if at is server:
                 assert at.state()["open_websockets"] == count
-                assert at.state()["waiters"] == 1
+                eventually(lambda: server.state()["waiters"] == 1, "one reader for all")
                 assert {await s.recv() for s in sockets} == {"joined"}
                 await sockets[7].send("hello")
                 assert [await s.recv() for s in sockets] == ["hello"] * count
