@@ -6,7 +6,6 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
+from tests.channels1.running_site import unused_port
+
 from .browser import chromium, find_chromium
 
 ROOT = Path(__file__).parents[2]
@@ -24,12 +25,11 @@ pytestmark = pytest.mark.timeout(400)  # the first run of a machine installs a b
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Return ports nobody listens on, and none that a client may be given meanwhile."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(unused_port())
+    return [*ports]
 
 
 class Chat:

@@ -166,7 +166,8 @@ async def _clients(ports: Sequence[int]) -> AsyncIterator[list[ClientConnection]
         while len(clients) < 6 or len(pids) < 2:
             assert len(clients) < MOST_CONNECTIONS, "all connections went to one process"
             url = f"ws://127.0.0.1:{ports[len(clients) % len(ports)]}/feed/"
-            clients.append(await stack.enter_async_context(connect(url)))
+            opening = connect(url, open_timeout=PATIENCE_S)
+            clients.append(await stack.enter_async_context(opening))
             pids.add((await _hear(clients[-1]))["pid"])
         yield clients
 

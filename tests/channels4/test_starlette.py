@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -17,6 +16,8 @@ from typing import Any
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.channels1.running_site import unused_port
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "starlette_broadcast.py"
 PATIENCE_S = 30.0
 MOST_CONNECTIONS = 200
@@ -25,8 +26,7 @@ MOST_CONNECTIONS = 200
 @contextlib.asynccontextmanager
 async def broadcast(prefix: str) -> AsyncIterator[int]:
     """The example with four workers; yields its port once they have all started."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
+    port = unused_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(EXAMPLE),
@@ -67,7 +67,9 @@ async def test_what_one_says_all_hear_whichever_worker_they_have(prefix: str) ->
         workers: set[int] = set()
         while len(clients) < 20 or len(workers) < 2:
             assert len(clients) < MOST_CONNECTIONS, "all connections went to one worker"
-            client = await stack.enter_async_context(connect(f"ws://127.0.0.1:{port}/ws"))
+            client = await stack.enter_async_context(
+                connect(f"ws://127.0.0.1:{port}/ws", open_timeout=PATIENCE_S)
+            )
             clients.append(client)
             hello = await _receive(client)
             assert hello["text"] == f"you are one of {len(clients)}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,18 +12,12 @@ import httpx
 import pytest
 from playwright.sync_api import ConsoleMessage, Page, expect
 
+from tests.channels1.running_site import unused_port
 from tests.channels4.browser import chromium, find_chromium
 
 from .processes import EXAMPLES, PATIENCE_S, Process
 
 pytestmark = pytest.mark.timeout(400)  # the first run of a machine installs a browser
-
-
-def free_port() -> int:
-    """Return a port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 class Echo:
@@ -54,7 +47,7 @@ class Echo:
 @pytest.fixture
 def echo(run: Callable[..., Process], prefix: str) -> Iterator[Echo]:
     """The running example, which must stop cleanly and leave nothing behind."""
-    port = free_port()
+    port = unused_port()
     script = str(EXAMPLES / "http_echo" / "run.py")
     process = run(script, "--port", str(port), "--prefix", prefix)
     yield Echo(process, port)

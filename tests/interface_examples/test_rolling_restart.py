@@ -90,7 +90,8 @@ class Crowd:
     async def connected(self, url: str, count: int) -> AsyncIterator[None]:
         """Be connected, and talk; a socket that is closed by anybody else is an error."""
         async with AsyncExitStack() as stack:
-            opening = (stack.enter_async_context(connect(url)) for _ in range(count))
+            sockets = (connect(url, open_timeout=None) for _ in range(count))
+            opening = map(stack.enter_async_context, sockets)
             self._sockets = await asyncio.gather(*opening)
             async with asyncio.TaskGroup() as tasks:
                 for number, socket in enumerate(self._sockets):
