@@ -18,6 +18,8 @@ from asgi_ipc.cli.documents import peek_document, stats_document
 from asgi_ipc.cli.rates import Rates
 from asgi_ipc.exceptions import SegmentError
 
+from ..conftest import PATIENCE_S
+
 if TYPE_CHECKING:
     from ..conftest import Child
 
@@ -50,7 +52,7 @@ def test_totals_never_go_down(
     for n in range(2):
         start(CHURN, str(n)).expect("ready")
     before = (0, 0)
-    with Inspector(layer.prefix) as inspector:
+    with Inspector(layer.prefix, patience=PATIENCE_S) as inspector:
         for _ in range(10):
             totals = inspector.read().totals
             own = layer.sync.global_statistics()

@@ -13,6 +13,7 @@ from asgi_ipc import AsyncIPCChannelLayer
 from asgi_ipc.cli.messages import from_json, to_json
 from asgi_ipc.exceptions import InvalidMessage
 
+from ..conftest import PATIENCE_S
 from .conftest import COMMAND
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ runpy.run_module("asgi_ipc", run_name="__main__")
 def _slots(layer: AsyncIPCChannelLayer) -> list[int]:
     from asgi_ipc._inspect import Inspector
 
-    with Inspector(layer.prefix) as inspector:
+    with Inspector(layer.prefix, patience=PATIENCE_S) as inspector:
         return [loop.slot for loop in inspector.read().loops]
 
 
