@@ -19,6 +19,7 @@ MakeLayer = Callable[..., AsyncIPCChannelLayer]
 PRODUCER = """
 layer = IPCChannelLayer(PREFIX, capacity=1_000_000, **SIZES)
 say("ready")
+sys.stdin.readline()  # so that none has filled the memory before all are ready
 n = 0
 while True:
     layer.send(sys.argv[2], {"n": n})
@@ -56,6 +57,9 @@ say(full)
 """
 
 
+PATIENTLY = ("--patience", "30")  # beside processes that never rest
+
+
 def drain(layer: AsyncIPCChannelLayer, channel: str) -> list[int]:
     """Take everything there is; return the numbers of the messages."""
     found = []
@@ -80,6 +84,7 @@ def test_counts_are_exact_after_kills(
     killed consumer has taken is what is missing there.
     """
     seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
     chance = random.Random(seed)
     layer = make_layer(capacity=1_000_000, expiry=1000)
     sent = received = 0
@@ -89,11 +94,13 @@ def test_counts_are_exact_after_kills(
         consumer = start(CONSUMER, lost)
         for child in (*producers, consumer):
             child.expect("ready")
+        for producer in producers:
+            producer.tell()
         for child in (*producers, consumer):
             for _ in range(chance.randrange(1, 4)):
                 child.line()
             child.kill()
-            assert_balanced(read("stats")["totals"])
+            assert_balanced(read("stats", *PATIENTLY)["totals"])
         channels = {one["name"]: one for one in read("channels")["channels"]}
         for name in (kept, lost):
             numbers = drain(layer, name)
@@ -124,6 +131,7 @@ def test_refusals_and_drops_are_exact_beside_kills(
     victims = [start(PRODUCER, f"victim{n}") for n in range(3)]
     for victim in victims:
         victim.expect("ready")
+        victim.tell()
         victim.line()
         victim.kill()
     full = 0
