@@ -119,13 +119,19 @@ class Load:
 
     async def _echo(self, socket: ClientConnection, number: int) -> None:
         count = 0
+        missing: set[str | bytes] = set()
         while not self._stopping:
             count += 1
             sent = f"{number} {count}"
             await socket.send(sent)
             try:
-                received = await asyncio.wait_for(socket.recv(), ECHO_TIMEOUT_S)
+                while (
+                    received := await asyncio.wait_for(socket.recv(), ECHO_TIMEOUT_S)
+                ) in missing:
+                    missing.remove(received)  # late, as all of a machine that stood still
+                    self.lost["echo"] -= 1
             except TimeoutError:
+                missing.add(sent)
                 self.lost["echo"] += 1
                 continue
             if received == sent:

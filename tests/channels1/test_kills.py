@@ -10,18 +10,29 @@ import random
 import pytest
 
 from .load import HTTP_TIMEOUT_S, Load
-from .running_site import Site, SiteProcess, wait_until_working
+from .running_site import DEADLINE_S, Site, SiteProcess, wait_until_working
+
+# Of a daphne whose workers live: nothing is lost then, so nothing need be given up soon.
+PATIENTLY = (
+    *("--http-timeout", f"{DEADLINE_S:.0f}"),
+    *("--websocket_connect_timeout", f"{DEADLINE_S:.0f}"),
+)
+
+
+def run_it(site: Site, *daphne_arguments: str) -> dict[int, SiteProcess]:
+    """Run the site; return its workers by their number of threads."""
+    site.start_daphne(*daphne_arguments)
+    started = {threads: site.start_worker(threads) for threads in (1, 4)}
+    for worker in started.values():
+        wait_until_working(worker)
+    site.wait_until_answering()
+    return started
 
 
 @pytest.fixture
 def workers(empty_site: Site) -> dict[int, SiteProcess]:
-    """Run the site; return its workers by their number of threads."""
-    empty_site.start_daphne("--http-timeout", str(HTTP_TIMEOUT_S))
-    started = {threads: empty_site.start_worker(threads) for threads in (1, 4)}
-    for worker in started.values():
-        wait_until_working(worker)
-    empty_site.wait_until_answering()
-    return started
+    """Run the site with a daphne that gives up soon what a killed worker had in its hands."""
+    return run_it(empty_site, "--http-timeout", str(HTTP_TIMEOUT_S))
 
 
 def choose_moments() -> random.Random:
@@ -70,13 +81,14 @@ def stop_workers(site: Site, workers: dict[int, SiteProcess], times: int) -> Non
 
 def kill_daphne(site: Site, times: int) -> None:
     moments = choose_moments()
+    run_it(site, *PATIENTLY)
     daphne = site.processes[0]
     with Load(site).running() as load:
         for _ in range(times):
             load.wait_for_answers(50 + moments.randrange(40))
             with load.outage():
                 daphne.kill()
-                daphne = site.start_daphne("--http-timeout", str(HTTP_TIMEOUT_S))
+                daphne = site.start_daphne(*PATIENTLY)
                 site.wait_until_answering()
             load.wait_for_answers(200)
     assert load.failures == []
@@ -93,7 +105,6 @@ def test_stopped_workers(empty_site: Site, workers: dict[int, SiteProcess]) -> N
     stop_workers(empty_site, workers, 20)
 
 
-@pytest.mark.usefixtures("workers")
 def test_killed_daphne(empty_site: Site) -> None:
     """Three times daphne is killed under load, and a new one serves everybody at once."""
     kill_daphne(empty_site, 3)
@@ -115,7 +126,6 @@ def test_stopped_workers_for_long(empty_site: Site, workers: dict[int, SiteProce
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("workers")
 def test_killed_daphne_for_long(empty_site: Site) -> None:
     """Twenty times daphne is killed under load."""
     kill_daphne(empty_site, 20)
