@@ -189,7 +189,13 @@ class FullChannelTests(LayerTestCase):
     def test_deferred_sends_are_retried(self):
         """A deferred send into a full channel waits for room."""
         received = []
-        reader = threading.Timer(0.1, lambda: received.extend(self.receive_all("full")))
+
+        def read_when_refused():
+            refused = "channel_full_count"
+            poll_until(lambda: self.raw.channel_statistics("full")[refused], "a refused send")
+            received.extend(self.receive("full")[1] for _ in range(2))
+
+        reader = threading.Thread(target=read_when_refused)
 
         def consumer(message):
             for number in range(3):
@@ -199,6 +205,7 @@ class FullChannelTests(LayerTestCase):
         self.route(route("test", consumer))
         self.layer.send("test", {})
         self.work(lambda: len(received) == 2 and self.raw.receive(["full"])[0])
+        reader.join(DEADLINE_S)
         self.assertEqual(received, [{"n": 0}, {"n": 1}])
 
     def test_deferred_sends_give_up(self):
