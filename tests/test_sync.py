@@ -630,15 +630,17 @@ for n in range(20):
 if os.fork() == 0:
     sys.exit(0)
 os.wait()
-closer = threading.Thread(target=layer.close)
-def receive():
-    try:
-        layer.receive(["x"], block=True)
-    except Exception as exc:
-        say(type(exc).__name__)
-os.sched_yield()
-threading.Timer(0.2, layer.close).start()
-receive()
+def close_when_it_waits():
+    while not any(port._waiter_count for port in layer.core._site.ports()):
+        os.sched_yield()
+    layer.close()
+closer = threading.Thread(target=close_when_it_waits)
+closer.start()
+try:
+    layer.receive(["x"], block=True)
+except Exception as exc:
+    say(type(exc).__name__)
+closer.join()
 """
     )
     child.expect("LayerClosed")
