@@ -313,7 +313,7 @@ async def test_celery_prefork(site: Site, make_backend: MakeLayer) -> None:
     await layer.group_add("orders", channel)
     celery = (*PYTHON, "-m", "celery", "-A", "orders.tasks")
     alone = ("--without-gossip", "--without-mingle", "--without-heartbeat")
-    site.start(*celery, "worker", "--pool", "prefork", "--concurrency", "2", *alone)
+    worker = site.start(*celery, "worker", "--pool", "prefork", "--concurrency", "2", *alone)
     site.run(
         sys.executable,
         "-c",
@@ -326,7 +326,9 @@ async def test_celery_prefork(site: Site, make_backend: MakeLayer) -> None:
         assert sorted(one["n"] for one in announced if one["how"] == how) == list(range(60))
     left = [await layer.receive("left") for _ in range(4)]
     assert max(one["left"] for one in left) <= 0
-    assert {one["pid"] for one in left} <= {one["pid"] for one in announced}
+    pid = worker.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert {one["pid"] for one in (*announced, *left)} <= set(map(int, children))
 
 
 @pytest.mark.timeout(400)  # the first run of a machine installs a browser
