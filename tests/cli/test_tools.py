@@ -89,7 +89,7 @@ def test_doctor_says_what_is_wrong_and_the_remedy(
 
 
 WORKER = """
-layer = IPCChannelLayer(PREFIX, **SIZES)
+layer = IPCChannelLayer(PREFIX, block_timeout=600.0, **SIZES)  # until the server is up, and asked
 say("ready")
 name, message = layer.receive(["http.request"], block=True)
 layer.send(message["reply_channel"], {
