@@ -61,7 +61,7 @@ async def _receive(client: ClientConnection) -> dict[str, Any]:
 async def test_what_one_says_all_hear_whichever_worker_they_have(prefix: str) -> None:
     """Every message once, in each sender's order; who has gone is not counted."""
     async with broadcast(prefix) as port, contextlib.AsyncExitStack() as stack:
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as http:
             assert "Broadcast" in (await http.get(f"http://127.0.0.1:{port}/")).text
         clients: list[ClientConnection] = []
         workers: set[int] = set()
