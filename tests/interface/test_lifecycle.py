@@ -50,13 +50,15 @@ def test_importing_attaches_nothing(prefix: str) -> None:
     assert not Path(f"/dev/shm/{prefix}-messages").exists()
 
 
-@pytest.mark.parametrize("kind", ["uvicorn", "hypercorn"])
+@pytest.mark.parametrize(
+    ("kind", "arguments"), [("uvicorn", ()), ("hypercorn", ("--graceful-timeout", "60"))]
+)
 def test_a_server_that_is_told_to_end_lets_an_answer_finish(
-    start_server: StartServer, workers: Workers, kind: str
+    start_server: StartServer, workers: Workers, kind: str, arguments: tuple[str, ...]
 ) -> None:
     """It ends by itself when it is done."""
     workers()
-    server, other = start_server(kind), start_server()
+    server, other = start_server(kind, *arguments), start_server()
     answers: list[httpx.Response] = []
     waiting = threading.Thread(target=lambda: answers.append(server.client.get("/hold")))
     waiting.start()
