@@ -120,12 +120,19 @@ def read(run: Run) -> Callable[..., Any]:
 
 
 HOLDER = """
+from asgi_ipc._segment import LockBusy
 layer = IPCChannelLayer(PREFIX, **SIZES)
 segment = getattr(layer.core._site, sys.argv[2]).segment
 def hold():
     say("holding")
     os.kill(os.getpid(), signal.SIGSTOP)
-segment.transact(hold)
+    return True
+has_held = False
+while not has_held:
+    try:
+        has_held = segment.transact(hold)
+    except LockBusy:
+        pass  # somebody looks at it just now
 say("let go")
 """
 
