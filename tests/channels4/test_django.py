@@ -127,7 +127,7 @@ async def test_consumers_talk_through_a_group(configured: str) -> None:
             for socket in sockets:
                 assert await socket.receive_json_from(timeout=30) == {"n": n}
         gone = sockets.pop()
-        await gone.disconnect()
+        await gone.disconnect(timeout=30)
         assert await layer.group_count("room") == 2
         await layer.group_send("room", {"type": "said", "text": "outside"})
         for socket in sockets:
@@ -136,7 +136,7 @@ async def test_consumers_talk_through_a_group(configured: str) -> None:
         name = await sockets[0].receive_json_from(timeout=30)
         await layer.send(name, {"type": "said", "text": "only you"})
         assert await sockets[0].receive_json_from(timeout=30) == "only you"
-        await gone.disconnect()
+        await gone.disconnect(timeout=30)
     assert await layer.group_count("room") == 0
 
 

@@ -17,7 +17,7 @@ from opentelemetry import trace
 
 from asgi_ipc.channels import IPCChannelLayer
 from asgi_ipc.tracing import TracingConsumer, TracingLayer
-from tests.conftest import _close_and_check
+from tests.conftest import PATIENCE_S, _close_and_check
 
 from .conftest import Spans, ids
 
@@ -79,11 +79,12 @@ async def test_a_websockets_handler_runs_in_the_senders_trace(
 ) -> None:
     """The event arrives as it was sent, and the handler's spans are below the send."""
     socket = WebsocketCommunicator(consumer.as_asgi(), "/")
-    assert (await socket.connect())[0]
+    assert (await socket.connect(timeout=PATIENCE_S))[0]
     with tracer.start_as_current_span("view"):
         await layer.group_send("room", {"type": "chat.message", "text": "hello"})
-    assert await socket.receive_json_from() == {"type": "chat.message", "text": "hello"}
-    await socket.disconnect()
+    heard = await socket.receive_json_from(timeout=PATIENCE_S)
+    assert heard == {"type": "chat.message", "text": "hello"}
+    await socket.disconnect(timeout=PATIENCE_S)
     chain = []
     span = spans.named("handler")
     by_id = {ids(one)[1]: one for one in spans.all()}
@@ -101,8 +102,8 @@ async def test_what_comes_from_elsewhere_goes_by_untouched(
     """A worker's event, given as a plain dict."""
     worker = ApplicationCommunicator(Worker.as_asgi(), {"type": "channel", "channel": "work"})
     await worker.send_input({"type": "work.do", "n": 1})
-    assert await worker.receive_output() == {"type": "done", "n": 1}
-    await worker.wait()
+    assert await worker.receive_output(timeout=PATIENCE_S) == {"type": "done", "n": 1}
+    await worker.wait(timeout=0)  # it would go on for ever
     assert not spans.all()
 
 
