@@ -22,6 +22,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+START_MS = 120_000  # a busy machine takes its time, above all with the first one
 
 
 def find_chromium() -> str:
@@ -55,6 +56,7 @@ def chromium(executable: str, home: Path) -> Iterator[Browser]:
             executable_path=executable,
             headless=True,
             args=FLAGS,
+            timeout=START_MS,
             env={**os.environ, "HOME": str(home)},
         )
         try:

@@ -137,6 +137,7 @@ def address(site: Path) -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.timeout(400)  # the first run of a machine installs a browser
 def test_a_browser_shows_and_searches_it(address: str, site: Path, tmp_path: Path) -> None:
     """No error, no request to anywhere else, every picture drawn, and the search finds."""
     index = json.loads((site / "search" / "search_index.json").read_text())

@@ -23,6 +23,7 @@ class LiveFeed(ChannelsLiveServerTestCase):
             browser = playwright.chromium.launch(
                 executable_path=os.environ["SITE_BROWSER"],
                 args=os.environ["SITE_BROWSER_FLAGS"].split(),
+                timeout=4 * PATIENCE_MS,
             )
             pages = [browser.new_page() for _ in range(2)]
             for page in pages:
