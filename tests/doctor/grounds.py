@@ -13,6 +13,8 @@ import pytest
 
 from asgi_ipc._doctor import Finding, examine
 
+from ..conftest import PATIENCE_S
+
 SIZES: dict[str, Any] = {"message_memory": 8 << 20, "group_memory": 4 << 20}
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
@@ -21,7 +23,7 @@ EXAMINE = """
 import json
 from asgi_ipc._doctor import examine
 def show(**options):
-    for one in examine(PREFIX, **{**SIZES, **options}):
+    for one in examine(PREFIX, **{**SIZES, "watch": 30.0, **options}):
         say(json.dumps(one.as_dict()))
     say("end")
 """
@@ -72,8 +74,8 @@ def trouble(findings: Sequence[Finding]) -> list[str]:
 
 
 def look(prefix: str, **options: Any) -> list[Finding]:
-    """Examine a test's site, which has the sizes of ``make_layer``."""
-    return examine(prefix, **{**SIZES, **options})
+    """Examine a test's site, which has the sizes of ``make_layer``; wait for its busy locks."""
+    return examine(prefix, **{**SIZES, "watch": PATIENCE_S, **options})
 
 
 def commands(finding: Finding) -> list[str]:
