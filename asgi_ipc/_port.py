@@ -245,6 +245,11 @@ class Port:
                 for key in waiter.keys:  # what it was woken for may lie in an inbox
                     self._wake_here(key, 1)
                 self.look_soon()
+        if others and waiter.was_woken and len(waiter.homes) > 1:
+            # It was woken for one of its homes, and perhaps took a message of another.
+            may_have = self._store.may_have
+            if any(home in self._homes and may_have(home) for home in waiter.homes):
+                self.look_soon()
         if not self._waiter_count and self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -59,6 +59,20 @@ def waiters_of_many_channels(world: World) -> list[Action]:
     return [lambda: world.send("b"), first.cancel, lambda: world.send("c")]
 
 
+def woken_for_one_of_many_channels(world: World) -> list[Action]:
+    world.wait(0, "a", "b", "d")
+    world.wait(0, "b")
+    world.wait(0, "a", "b")
+    return [lambda: world.send("a"), lambda: world.send("b")]
+
+
+def woken_for_a_channel_and_a_name(world: World) -> list[Action]:
+    world.wait(0, "a", "x!a")
+    world.wait(0, "x!b")
+    world.wait(0, "a")
+    return [lambda: world.send("a"), lambda: world.send("x!a")]
+
+
 def own_sends(world: World) -> list[Action]:
     first = world.wait(0, "c")
     world.wait(0, "c", "d")
@@ -128,6 +142,8 @@ SCENARIOS: list[tuple[Scenario, int, int]] = [
     (two_waiters_first_cancelled, 1, 14),
     (two_waiters_both_messages, 1, STEPS),
     (waiters_of_many_channels, 1, STEPS),
+    (woken_for_one_of_many_channels, 1, 12),
+    (woken_for_a_channel_and_a_name, 1, 12),
     (own_sends, 1, STEPS),
     (names_of_one_home, 1, STEPS),
     (names_of_one_home_alone, 1, STEPS),
