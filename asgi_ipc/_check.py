@@ -197,7 +197,7 @@ class _Look:
                     break
                 if not self.meet(extent, kind, where):
                     break
-                if L.size_class(self.extents[extent] // L.GRANULE_BYTES) != index:
+                if self.extents[extent] != L.class_granules(index) * L.GRANULE_BYTES:
                     self.say(f"{self.extents[extent]} bytes at word {extent} are in {where}")
                 extent = words[extent + L.FREE_NEXT] & L.OFFSET_MASK
 
@@ -290,8 +290,8 @@ def _message(look: _Look, home: _Record, message: int) -> None:
     what = f"the message at word {message} in {home}"
     lengths, leaf = words[message + L.MSG_LENGTHS], words[message + L.MSG_LEAF]
     deadline = words[message + L.MSG_DEADLINE]
-    flags, excluded_bytes = lengths >> 40 & 0xFF, lengths >> 48
-    name_bytes, body_bytes = lengths >> 32 & 0xFF, lengths & 0xFFFFFFFF
+    flags, excluded_bytes = lengths >> L.MSG_FLAG_SHIFT & 0xFF, lengths >> L.MSG_EXCLUDED_SHIFT
+    name_bytes, body_bytes = lengths >> L.MSG_NAME_SHIFT & 0xFF, lengths & 0xFFFFFFFF
     shared_bytes = 16 if flags else 0
     held_bytes = shared_bytes + name_bytes + (excluded_bytes if flags else body_bytes)
     if flags > L.MSG_FLAG_SHARED or 8 * L.MSG_DATA + held_bytes > look.extents[message]:

@@ -11,8 +11,8 @@ Invariants, between transactions:
   ``previous`` to the one before, and ``EXTENT_END`` stands at ``HEAP_END``.
 * No two free extents touch. A class's bitmap bit is set if and only if its list is not
   empty.
-* An extent in a quick list keeps the kind of its last owner and is referred to by the
-  list alone; a quick list holds at most ``quick_limit`` of them.
+* An extent in a quick list has exactly its class's size, keeps the kind of its last owner
+  and is referred to by the list alone; a list holds at most ``quick_limit`` of them.
 
 Everything is planned, nothing written, but for growing and for consolidating, which are
 committed steps of their own: see ``Segment.commit``.
@@ -41,11 +41,7 @@ _STOCK_FROM = 8  # times as much must be free in one piece
 _SHORT_LIVED = (L.EXTENT_MESSAGE, L.EXTENT_BODY)
 _W = L.GRANULE_WORDS
 
-# Sizes that have quick lists, looked up rather than computed each time.
-_QUICK_GRANULES = next(g for g in range(1, 4096) if L.size_class(g) == L.QUICK_CLASSES)
-_ROUNDED = [L.round_to_class(granules) for granules in range(_QUICK_GRANULES)]
-_CLASS = [L.size_class(granules) for granules in range(_QUICK_GRANULES)]
-_QUICK = [L.QUICK + _CLASS[rounded] if rounded < _QUICK_GRANULES else 0 for rounded in _ROUNDED]
+_SIZES = [L.class_granules(index) for index in range(L.QUICK_CLASSES)]
 _LIMIT = [L.quick_limit(index) for index in range(L.QUICK_CLASSES)]
 
 
@@ -95,10 +91,8 @@ class Heap:
             HeapFull: as it says; nothing was planned. ``fit`` takes care of it.
         """
         granules = (size_bytes + L.GRANULE_BYTES - 1) >> 5
-        quick = _QUICK[granules] if granules < _QUICK_GRANULES else 0
-        if quick:
-            granules = _ROUNDED[granules]
-            index = _CLASS[granules]
+        if granules <= L.LARGEST_QUICK:
+            quick = L.QUICK_FOR[granules]
             entry = plan[quick]
             if entry:
                 extent = self.check(entry & L.OFFSET_MASK)
@@ -112,9 +106,14 @@ class Heap:
                 if header >> L.KIND_SHIFT != kind:
                     plan[extent] = kind << L.KIND_SHIFT | header & ((1 << L.KIND_SHIFT) - 1)
                 return extent
+            index = quick - L.QUICK
+            found = self._first_fit(plan, index)
+            if found:
+                return self._carve(plan, found, _SIZES[index], kind)
         else:
-            index = L.size_class(L.round_to_class(granules))
-        found = self._first_fit(plan, index) or self._last_resort(plan, granules)
+            found = self._first_fit(plan, L.size_class(L.round_to_class(granules)))
+        # Not rounded any more: the last bytes of a segment are a message's as well.
+        found = found or self._last_resort(plan, granules)
         if not found:
             raise HeapFull(granules)
         return self._carve(plan, found, granules, kind)
@@ -126,14 +125,14 @@ class Heap:
         place in its list again and again. Does nothing where memory is short.
         """
         granules = (size_bytes + L.GRANULE_BYTES - 1) >> 5
-        quick = _QUICK[granules] if granules < _QUICK_GRANULES else 0
+        if granules > _STOCK_GRANULES // 2:
+            return
         words = self._segment.words
-        if not quick or words[quick]:
+        quick = L.QUICK_FOR[granules]
+        granules = _SIZES[quick - L.QUICK]
+        if words[quick]:
             return
-        granules = _ROUNDED[granules]
         count = min(_STOCK, _STOCK_GRANULES // granules)
-        if count < 2:
-            return
         plan = Plan(words)
         wanted = count * granules * _STOCK_FROM
         found = self._first_fit(plan, L.size_class(L.round_to_class(wanted)))
@@ -160,12 +159,11 @@ class Heap:
                 "every process that uses it, unlink it and start again"
             )
         granules = header & L.SIZE_MASK
-        if granules < _QUICK_GRANULES:
-            index = _CLASS[granules]
-            quick = L.QUICK + index
+        quick = L.QUICK_OF[granules] if granules <= L.LARGEST_QUICK else 0
+        if quick:
             entry = plan[quick]
             count = entry >> L.COUNT_SHIFT
-            if count < _LIMIT[index]:
+            if count < _LIMIT[quick - L.QUICK]:
                 plan[extent + L.FREE_NEXT] = entry & L.OFFSET_MASK
                 plan[quick] = (count + 1) << L.COUNT_SHIFT | extent
                 return

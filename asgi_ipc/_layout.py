@@ -22,10 +22,10 @@ word     words field                written
 24       1     SEQUENCE             groups: version of the latest membership change
 25       7     (reserved)
 32       224   CLASSES              first free extent of each size class
-256      64   QUICK                short lists of small free extents: count << 48 | first
-320      1024  LOG                  redo log: pairs of a word's index and its new value
-1344     1024  SLOTS                256 slots of 4 words: event loops that receive
-2368     2**n  BUCKETS              hash table: first record of each chain
+256      96   QUICK                short lists of free extents: count << 48 | first
+352      1024  LOG                  redo log: pairs of a word's index and its new value
+1376     1024  SLOTS                256 slots of 4 words: event loops that receive
+2400     2**n  BUCKETS              hash table: first record of each chain
 ...            heap                 extents, up to HEAP_END
 ======== ===== ==================== ====================================================
 
@@ -68,7 +68,7 @@ Any change of this file bumps ``LAYOUT_VERSION``: processes of two versions neve
 from __future__ import annotations
 
 MAGIC = int.from_bytes(b"asgi_ipc", "little")
-LAYOUT_VERSION = 2_000
+LAYOUT_VERSION = 2_001
 READY_MARK = int.from_bytes(b"is ready", "little")
 
 KIND_MESSAGES = 1
@@ -102,9 +102,9 @@ FIRST_MUTABLE = EPOCH
 CLASSES = 32
 CLASS_COUNT = 216
 QUICK = 256
-QUICK_CLASSES = 64
+QUICK_CLASSES = 96
 
-LOG = 320
+LOG = 352
 LOG_CAPACITY = 512  # pairs
 
 SLOTS = LOG + 2 * LOG_CAPACITY
@@ -194,6 +194,9 @@ MSG_DEADLINE = 4
 MSG_SENT = 5
 MSG_LEAF = 6
 MSG_LENGTHS = 7  # excluded bytes << 48 | flags << 40 | name bytes << 32 | body bytes
+MSG_NAME_SHIFT = 32
+MSG_FLAG_SHIFT = 40
+MSG_EXCLUDED_SHIFT = 48
 MSG_DATA = 8
 MSG_FLAG_GROUP = 1  # data = BODY extent, group version, the group's name, who is excluded
 MSG_FLAG_SHARED = 2  # data = BODY extent, 0, then the channel's name
@@ -237,20 +240,49 @@ def round_to_class(granules: int) -> int:
     return (granules + step - 1) & -step
 
 
+def class_granules(index: int) -> int:
+    """Return the smallest size of a class: the one that its quick list holds."""
+    if index < 32:
+        return index
+    doubling, eighth = divmod(index - 32, 8)
+    return (8 + eighth) << (doubling + 2)
+
+
 def quick_limit(index: int) -> int:
-    """How many extents the quick list of a class may hold: 128 KiB of them, 16 to 256."""
-    step = 0 if index < 32 else (index - 32) // 8 + 2
-    granules = index if index < 32 else (8 + (index - 32) % 8) << step
-    return max(16, min(256, 4096 // max(1, granules)))
+    """How many extents the quick list of a class may hold: 512 KiB of them, 8 to 256."""
+    return max(8, min(256, 16384 // max(1, class_granules(index))))
+
+
+_SIZES = [class_granules(index) for index in range(QUICK_CLASSES)]
+LARGEST_QUICK = _SIZES[-1]
+"""Granules of the largest extents that have a quick list: larger ones are always merged."""
+
+QUICK_OF = [0] * (LARGEST_QUICK + 1)
+"""The quick list for extents of so many granules; 0: none, they are no class's size."""
+QUICK_FOR = [0]
+"""The quick list whose extents are large enough for so many granules."""
+
+for _index in range(1, QUICK_CLASSES):
+    QUICK_OF[_SIZES[_index]] = QUICK + _index
+    QUICK_FOR += [QUICK + _index] * (_SIZES[_index] - _SIZES[_index - 1])
 
 
 # The table above, checked when the package is imported.
 assert CLASSES + CLASS_COUNT <= QUICK and QUICK + QUICK_CLASSES <= LOG
-assert SLOTS == 1344 and BUCKETS == 2368 and BUCKETS % GRANULE_WORDS == 0
+assert SLOTS == 1376 and BUCKETS == 2400 and BUCKETS % GRANULE_WORDS == 0
 assert SLOT_COUNT + 16 <= LOG_CAPACITY  # a flush writes one word a slot, and the counters
 assert MAX_SEGMENT_BYTES < 1 << 33  # sizes of bodies and offsets fit their halves of a word
 assert CLASS_COUNT <= 64 * BITMAP_WORDS
 assert size_class(SIZE_MASK) < CLASS_COUNT
 assert CH_PARKED + PARKED_WORDS == CH_FULL
-assert all(quick_limit(size_class(g)) == max(16, min(256, 4096 // g)) for g in (1, 20, 36, 256))
+assert [quick_limit(size_class(g)) for g in (1, 64, 96, 512, 2048, 4096)] == [
+    256,
+    256,
+    170,
+    32,
+    8,
+    8,
+]
+assert all(size_class(granules) == index for index, granules in enumerate(_SIZES))
+assert len(QUICK_FOR) == LARGEST_QUICK + 1
 assert size_class(31) + 1 == size_class(32) and size_class(63) + 1 == size_class(64)

@@ -24,9 +24,6 @@ _MESSAGE = struct.Struct(f"<{L.MSG_DATA - L.DATA}Q")
 _MESSAGE_SHARED = struct.Struct(f"<{L.MSG_DATA - L.DATA + 2}Q")
 _LENGTHS = struct.Struct("<2Q")
 _HEADER_BYTES = 8 * L.MSG_DATA
-_NAME_SHIFT = 32
-_FLAG_SHIFT = 40
-_EXCLUDED_SHIFT = 48
 EXCLUDED_LIMIT = 65535
 """Bytes of excluded names, with a separator each, that one envelope can carry."""
 
@@ -126,7 +123,7 @@ class Queues:
         size = len(body)
         extent = self.heap.allocate(plan, _HEADER_BYTES + name_bytes + size, L.EXTENT_MESSAGE)
         start = 8 * (extent + L.DATA)
-        head = _MESSAGE.pack(0, deadline_ns, now_ns, leaf, name_bytes << _NAME_SHIFT | size)
+        head = _MESSAGE.pack(0, deadline_ns, now_ns, leaf, name_bytes << L.MSG_NAME_SHIFT | size)
         memory = self.segment.memory
         if name_bytes:
             head += name.encode("ascii")
@@ -172,9 +169,9 @@ class Queues:
         start = 8 * (extent + L.DATA)
         flag = L.MSG_FLAG_GROUP if group_version else L.MSG_FLAG_SHARED
         lengths = (
-            len(excluded) << _EXCLUDED_SHIFT
-            | flag << _FLAG_SHIFT
-            | name_bytes << _NAME_SHIFT
+            len(excluded) << L.MSG_EXCLUDED_SHIFT
+            | flag << L.MSG_FLAG_SHIFT
+            | name_bytes << L.MSG_NAME_SHIFT
             | body_bytes
         )
         data = (
@@ -221,7 +218,7 @@ class Queues:
         """Whether the head of a queue that is not empty is a group envelope."""
         extent = self.heap.check(plan[home + L.CH_HEAD])
         lengths: int = self.segment.words[extent + L.MSG_LENGTHS]
-        return lengths >> _FLAG_SHIFT & 0xFF == L.MSG_FLAG_GROUP
+        return lengths >> L.MSG_FLAG_SHIFT & 0xFF == L.MSG_FLAG_GROUP
 
     def pop(self, plan: Plan, home: int, home_name: str) -> Popped:
         """Plan the removal of the head of a queue that is not empty, and read it."""
@@ -233,9 +230,9 @@ class Queues:
         lengths = words[extent + L.MSG_LENGTHS]
         header = plan[extent]
         body_bytes = lengths & 0xFFFFFFFF
-        name_bytes = lengths >> _NAME_SHIFT & 0xFF
-        flag = lengths >> _FLAG_SHIFT & 0xFF
-        excluded_bytes = lengths >> _EXCLUDED_SHIFT
+        name_bytes = lengths >> L.MSG_NAME_SHIFT & 0xFF
+        flag = lengths >> L.MSG_FLAG_SHIFT & 0xFF
+        excluded_bytes = lengths >> L.MSG_EXCLUDED_SHIFT
         held = (header & L.SIZE_MASK) * L.GRANULE_BYTES - _HEADER_BYTES
         start = 8 * (extent + L.MSG_DATA)
         version = 0
@@ -278,7 +275,7 @@ class Queues:
         if taken != plan[home + L.CH_SENT]:
             plan[home + L.CH_HEAD] = plan[extent + L.MSG_NEXT]
         words = self.segment.words
-        if words[extent + L.MSG_LENGTHS] >> _FLAG_SHIFT:
+        if words[extent + L.MSG_LENGTHS] >> L.MSG_FLAG_SHIFT:
             stored = self.heap.check(words[extent + L.MSG_DATA])
             references = plan[stored + L.BODY_REFS]
             if references > 1:

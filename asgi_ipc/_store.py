@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import NamedTuple
 
-from . import _fast, _scratch
+from . import _fast
 from . import _layout as L
 from ._fanout import Drop, Fanout, GroupMessage
 from ._heap import HeapFull
@@ -413,21 +413,18 @@ class MessageStore:
             return None
         wanted = None if name is None else name.encode("ascii")
         try:
-            return _fast.pop(self.segment, known, wanted, time.monotonic_ns(), self._pop_large)
+            return _fast.pop(self.segment, known, wanted, time.monotonic_ns(), self._pop_head)
         except LockBusy:
             return None  # `take` waits for it
 
-    def _pop_large(self, record: int, extent: int, start: int, size: int) -> memoryview:
+    def _pop_head(self, record: int, extent: int) -> None:
         """Take the head of a queue, an ordinary message that was checked; with the lock held."""
-        body = _scratch.borrow(size)
-        body[:] = memoryview(self.segment.memory)[start : start + size]
         plan = Plan(self.segment.words)
         leaf = plan[extent + L.MSG_LEAF]
         if leaf:
             plan[leaf + L.CH_TAKEN] += 1
         self.queues.remove_head(plan, record, extent)
         self.segment.commit(plan)
-        return body
 
     def _pop_some(
         self, plan: Plan, record: int, home: str, limit: int, wanted: Container[str]

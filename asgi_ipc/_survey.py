@@ -334,17 +334,9 @@ def read_memory(image: Image) -> Memory:
 def _quick_bytes(words: Any) -> int:
     """Return what the quick lists hold: in one list all extents have one size."""
     return sum(
-        (entry >> L.COUNT_SHIFT) * _granules_of(index) * L.GRANULE_BYTES
+        (entry >> L.COUNT_SHIFT) * L.class_granules(index) * L.GRANULE_BYTES
         for index, entry in enumerate(words[L.QUICK : L.QUICK + L.QUICK_CLASSES].tolist())
     )
-
-
-def _granules_of(index: int) -> int:
-    """Return the smallest size of a class: the one that its quick list holds."""
-    if index < 32:
-        return index
-    doubling, eighth = divmod(index - 32, 8)
-    return (8 + eighth) << (doubling + 2)
 
 
 def _listed_bytes(image: Image) -> tuple[int, int, bool]:
@@ -365,6 +357,3 @@ def _listed_bytes(image: Image) -> tuple[int, int, bool]:
             if seen % _CLOCK_EVERY == 0 and time.perf_counter() > give_up:
                 return free * L.GRANULE_BYTES, largest * L.GRANULE_BYTES, False
     return free * L.GRANULE_BYTES, largest * L.GRANULE_BYTES, True
-
-
-assert all(L.size_class(_granules_of(index)) == index for index in range(L.QUICK_CLASSES))

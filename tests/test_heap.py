@@ -205,9 +205,10 @@ def test_stocking_before_every_allocation_loses_nothing(make_arena: Callable[...
     arena.check()
 
 
-def test_the_whole_heap_can_be_one_extent(make_arena: Callable[..., Arena]) -> None:
+@pytest.mark.parametrize("size", [L.MIN_SEGMENT_BYTES, 200_000, SIZE])
+def test_the_whole_heap_can_be_one_extent(make_arena: Callable[..., Arena], size: int) -> None:
     """All there is fits, one granule more does not; rounding to a class costs nothing here."""
-    arena = make_arena()
+    arena = make_arena(size)
     whole = arena.heap.capacity_bytes()
     arena.free(arena.allocate(whole))
     with pytest.raises(HeapFull):

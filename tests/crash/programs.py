@@ -54,7 +54,7 @@ def _random_op(world: World, dice: random.Random) -> Op | None:
         return world.send(
             actor,
             dice.choice(CHANNELS),
-            dice.choice((0, 20, 20, 20, 200, 200, 5000)),
+            dice.choice((0, 20, 20, 20, 200, 200, 5000, 17_000)),
             expiry_s=dice.choice((1.0, 10.0, 3600.0, 3600.0)),
             capacity=dice.choice((2, 5, 100)),
             by_name=actor is world.actors[0],
