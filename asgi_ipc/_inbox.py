@@ -120,6 +120,15 @@ class Inboxes:
             dropped.append(entry)
         return None
 
+    def pop_alone(self, name: str, now_ns: int) -> Entry | None:
+        """Return the message for a full name if it is the only one, lives and is not counted."""
+        entry = self._by_name.get(name)
+        if not isinstance(entry, Entry) or entry.leaf or entry.deadline_ns <= now_ns:
+            return None
+        del self._by_name[name]
+        self._went(entry)
+        return entry
+
     def pop_home(self, home: str, now_ns: int, dropped: list[Entry]) -> tuple[str, Entry] | None:
         """Return the first message of a whole home and the name it is for; as ``pop``."""
         while (arrived := self._by_home.get(home)) is not None:

@@ -5,6 +5,9 @@ one. The message leaves the queue in the step that returns it to the caller, so 
 receive never holds one. Whoever stops waiting takes the loop's parked bits back, and if it
 had been woken passes the news on: to another waiter here, or to another loop.
 
+Where several wait below one process-specific home, what was rung for belongs to this process
+in any case: it is drained into the inboxes when the ring is answered, for all of them.
+
 Every method but ``wake`` belongs to the loop's own thread.
 """
 
@@ -15,7 +18,7 @@ import logging
 import os
 import secrets
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Iterable, Sequence
 from typing import Any, Protocol
 
 from ._bell import Bell, Door, Ringer, new_bell, ring
@@ -128,11 +131,14 @@ class Port:
         directory: str,
         mode: int,
         anchor: int,
+        serve: Callable[[Port, str], bool],
         on_safety: Callable[[], None],
     ) -> None:
         """Open the door and claim a slot.
 
         Args:
+            serve: drains a process-specific home for those who wait below it here, and wakes
+                them; False if one of them has to do it.
             anchor: token of the process, for homes that outlive the loop.
 
         Raises:
@@ -144,8 +150,9 @@ class Port:
         self._store = store
         self._ringer = ringer
         self._anchor = anchor
+        self._serve = serve
         self._on_safety = on_safety
-        self._waiters: dict[str, dict[Waiter, None]] = {}
+        self._waiters: dict[str, Waiter | dict[Waiter, None]] = {}  # alone, or in order
         self._homes: dict[str, int] = {}  # how many waiters wait in each home
         self._ever: set[str] = set()  # process-specific homes this loop has received for
         self._to_withdraw: set[str] = set()  # when the lock is free again
@@ -185,6 +192,10 @@ class Port:
         """Whether the port still has its slot."""
         return self._fittings.open
 
+    def serves(self, loop: HostLoop) -> bool:
+        """Whether this is the port of a loop, and open."""
+        return self._fittings.open and self._loop() is loop
+
     def is_orphaned(self) -> bool:
         """Whether the loop was closed without telling anybody."""
         loop = self._loop()
@@ -202,16 +213,23 @@ class Port:
 
     def add(self, waiter: Waiter) -> None:
         """Let somebody wait; whoever calls this calls ``remove``, whatever happens."""
+        waiters = self._waiters
         for key in waiter.keys:
-            waiters = self._waiters.get(key)
-            if waiters is None:
-                self._waiters[key] = {waiter: None}
-            else:
-                waiters[waiter] = None
+            others = waiters.setdefault(key, waiter)
+            if others is not waiter:
+                if isinstance(others, Waiter):
+                    waiters[key] = {others: None, waiter: None}
+                else:
+                    others[waiter] = None
+        homes = self._homes
         for home in waiter.homes:
-            self._homes[home] = self._homes.get(home, 0) + 1
-            if home[-1] == "!":
-                self._ever.add(home)
+            count = homes.get(home)
+            if count is None:
+                homes[home] = 1
+                if home[-1] == "!":
+                    self._ever.add(home)
+            else:
+                homes[home] = count + 1
         self._waiter_count += 1
         if self._timer is None:
             loop = self._loop()
@@ -224,12 +242,15 @@ class Port:
         Args:
             got: it took a message, and ``take`` has taken care of the parked bits.
         """
+        waiters = self._waiters
         for key in waiter.keys:
-            waiters = self._waiters.get(key)
-            if waiters is not None:
-                waiters.pop(waiter, None)
-                if not waiters:
-                    del self._waiters[key]
+            waiting = waiters.get(key)
+            if waiting is waiter:
+                del waiters[key]
+            elif isinstance(waiting, dict):
+                waiting.pop(waiter, None)
+                if not waiting:
+                    del waiters[key]
         others = False
         for home in waiter.homes:
             count = self._homes[home] - 1
@@ -262,7 +283,7 @@ class Port:
         """Whether only one waits in a home on this loop, so that nobody else needs parking."""
         return self._homes.get(home) == 1
 
-    def waited_names(self) -> dict[str, dict[Waiter, None]]:
+    def waited_names(self) -> Container[str]:
         """Return what is waited for, as a container of names."""
         return self._waiters
 
@@ -288,19 +309,24 @@ class Port:
             pass  # the loop was closed meanwhile, and its waiters with it
 
     def _wake_each_here(self, keys: Sequence[str]) -> None:
+        waiters = self._waiters
         for key in keys:
-            waiters = self._waiters.get(key)
-            if waiters:
-                for waiter in waiters:
-                    if waiter.wake():
-                        break
+            waiting = waiters.get(key)
+            if isinstance(waiting, Waiter):
+                waiting.wake()
+            elif waiting is not None:
+                self._wake_here(key, 1)
 
     def _wake_here(self, key: str, count: int) -> None:
-        for waiter in self._waiters.get(key, ()):
+        for waiter in self._waiting(key):
             if waiter.wake():
                 count -= 1
                 if not count:
                     return
+
+    def _waiting(self, key: str) -> Iterable[Waiter]:
+        waiting = self._waiters.get(key, ())
+        return (waiting,) if isinstance(waiting, Waiter) else waiting
 
     # -- being rung ----------------------------------------------------------------------
 
@@ -339,9 +365,15 @@ class Port:
         self._look_is_due = False
         if not self.is_open:
             return
-        if not everything and (self._waiter_count == 1 or self._all_in_one_home()):
-            self._wake_first()
-            return
+        if not everything:
+            if self._waiter_count == 1:
+                _wake_one(next(iter(self._waiters.values())))
+                return
+            if len(self._homes) == 1:
+                (home,) = self._homes
+                if home[-1] == "!":
+                    self._wake_in(home, 1)
+                    return
         try:
             waiting = self._store.slots.look(
                 self.slot, self.token, list(self._homes), hinted=not everything
@@ -360,21 +392,15 @@ class Port:
         for home, depth in waiting:
             self._wake_in(home, depth)
 
-    def _all_in_one_home(self) -> bool:
-        """Whether all wait in one process-specific home, whose first waiter drains for all."""
-        return len(self._homes) == 1 and next(iter(self._homes))[-1] == "!"
-
-    def _wake_first(self) -> None:
-        for waiters in self._waiters.values():
-            if _wake_one(waiters):
-                return
-
     def _wake_in(self, home: str, depth: int) -> None:
+        """Wake as many as there are messages; for a process-specific home, one who drains it."""
         if home[-1] != "!":
             self._wake_here(home, depth)
             return
-        for key, waiters in self._waiters.items():
-            if key.startswith(home) and _wake_one(waiters):
+        if self._homes[home] > 1 and self._serve(self, home):
+            return
+        for key, waiting in self._waiters.items():
+            if key.startswith(home) and _wake_one(waiting):
                 return
 
     def _withdraw(self, homes: list[str]) -> None:
@@ -435,8 +461,8 @@ class Port:
         except (LockBusy, IPCError):
             pass  # its door is closed: whoever rings next reaps the slot
         if loop is not None and not loop.is_closed():
-            for waiters in self._waiters.values():
-                for waiter in waiters:
+            for key in self._waiters:
+                for waiter in self._waiting(key):
                     waiter.wake()
 
     def abandon(self) -> None:
@@ -445,9 +471,9 @@ class Port:
         self._fittings.close(unlink=False)
 
 
-def _wake_one(waiters: Iterable[Waiter]) -> bool:
+def _wake_one(waiting: Waiter | Iterable[Waiter]) -> bool:
     """Make sure that one of them looks; False if all are cancelled."""
-    for waiter in waiters:
+    for waiter in (waiting,) if isinstance(waiting, Waiter) else waiting:
         if waiter.wake() or waiter.will_look():
             waiter.has_duty = True
             return True

@@ -1,8 +1,8 @@
 """Receiving: from the first look to the message, or to the wait for it.
 
 Ordinary and single-reader channels are popped by whoever asks. A process-specific home is
-drained by whichever of its waiters was woken first; what it draws for the others goes to
-the inboxes, where they look before they look at the queue.
+drained for all who wait below it, when the loop is rung or by one of them; what is drawn goes
+to the inboxes, where they look before they look at the queue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ._queues import Popped
 from ._segment import LockBusy
 from ._site import Site
 from ._store import Taken
-from .exceptions import LayerClosed
+from .exceptions import IPCError, LayerClosed
 
 __all__ = ["Received", "Reception"]
 
@@ -115,8 +115,8 @@ class Reception:
             took = False
             port.add(waiter)
             try:
-                while port.is_open:
-                    if not self._parks_at_once(keys, homes, port, waiter):
+                while True:
+                    if waiter.parked or not self._parks_at_once(keys, homes, port):
                         try:
                             got = self._take(keys, homes, port, waiter)
                         except LockBusy:
@@ -136,8 +136,17 @@ class Reception:
                             await future
                         finally:
                             waiter.future = None
-                    elif not await self._sleep(loop, waiter, deadline):
+                    else:
+                        await self._sleep(loop, waiter, deadline)
+                    if self._inboxes.count and len(keys) == 1:
+                        got = self._take_drained(keys[0])
+                        if got is not None:
+                            waiter.found_in_inbox = True
+                            return got
+                    if waiter.is_late:
                         return self._last_look(keys, homes)
+                    if not port.is_open:
+                        break
             finally:
                 port.remove(waiter, got=took)
             self._check_not_closed(closings)
@@ -166,8 +175,8 @@ class Reception:
         if self.site.closings != closings:
             raise LayerClosed(f"the channel layer {self.site.prefix!r} was closed during a receive")
 
-    async def _sleep(self, loop: HostLoop, waiter: Waiter, deadline: float) -> bool:
-        """Wait until woken; False when the time is over and nothing came."""
+    async def _sleep(self, loop: HostLoop, waiter: Waiter, deadline: float) -> None:
+        """Wait until woken, or until the time is over."""
         future = waiter.future
         assert future is not None
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), waiter.time_is_over)
@@ -176,16 +185,12 @@ class Reception:
         finally:
             waiter.future = None
             timer.cancel()
-        return not waiter.is_late
 
-    def _parks_at_once(
-        self, keys: tuple[str, ...], homes: tuple[str, ...], port: Port, waiter: Waiter
-    ) -> bool:
+    def _parks_at_once(self, keys: tuple[str, ...], homes: tuple[str, ...], port: Port) -> bool:
         """Whether a first look could be spared: one home, and it is empty."""
         return (
-            not waiter.parked
-            and len(homes) == 1
-            and not self._lies_in_inbox(keys)
+            len(homes) == 1
+            and not (self._inboxes.count and self._lies_in_inbox(keys))
             and self.site.messages.slots.park_one(homes[0], port.slot, port.token)
         )
 
@@ -193,18 +198,45 @@ class Reception:
         if self._lies_in_inbox(keys):
             return True
         may_have = self.site.messages.may_have
-        for home in homes:  # noqa: SIM110 - any() costs more than all the rest of it
+        for home in homes:  # noqa: SIM110
             if may_have(home):
                 return True
         return False
 
     def _lies_in_inbox(self, keys: tuple[str, ...]) -> bool:
-        inboxes = self._inboxes
-        if inboxes.count:
-            for key in keys:
-                if inboxes.has(key):
-                    return True
+        has = self._inboxes.has
+        for key in keys:  # noqa: SIM110 - any() costs more than all the rest of it
+            if has(key):
+                return True
         return False
+
+    # -- serving -------------------------------------------------------------------------
+
+    def serve(self, port: Port, home: str) -> bool:
+        """Drain a process-specific home for all who wait below it on a loop that was rung.
+
+        Returns:
+            False if one of them has to see to it: the lock is busy, or something is wrong.
+        """
+        try:
+            with self.site.mutex:  # so that what two loops drain arrives in its order
+                if self._owed:
+                    self._pay()
+                taken = self.site.messages.take(
+                    (home,),
+                    slot=port.slot,
+                    token=port.token,
+                    stay=True,
+                    limit=_BATCH,
+                    wanted=port.waited_names(),
+                )
+                if taken.more:
+                    port.look_soon()
+                if taken.messages:
+                    self._deliver(home, taken.messages)
+        except (LockBusy, IPCError):
+            return False
+        return True
 
     # -- taking --------------------------------------------------------------------------
 
@@ -253,8 +285,7 @@ class Reception:
                     return self._decoded(first)
 
     def _find_in_inbox(self, keys: tuple[str, ...], waiter: Waiter | None) -> Received | None:
-        inboxes = self._inboxes
-        if not inboxes.count or (len(keys) == 1 and not inboxes.has(keys[0])):
+        if not self._inboxes.count or not self._lies_in_inbox(keys):
             return None
         got = self._take_from_inboxes(keys)
         if got is not None and waiter is not None:
@@ -271,15 +302,21 @@ class Reception:
         """Take the next message of one channel, in the ordinary cases; else see ``receive``."""
         if not self.site.is_open:
             return None
+        messages = self.site.messages
         if "!" not in key:
-            taken = self.site.messages.take_one(key, rung=rung)
+            taken = messages.take_one(key, rung=rung)
         else:
+            seems_there = rung or messages.may_have(home)
+            if not seems_there and not (self._inboxes.count and self._inboxes.has(key)):
+                return None
             with self.site.mutex:
                 if self._inboxes.count and self._inboxes.has(key):
                     got = self._take_from_inboxes((key,))
                     if got is not None:
                         return got
-                taken = self.site.messages.take_one(home, None if key == home else key, rung=rung)
+                if not seems_there:
+                    return None
+                taken = messages.take_one(home, None if key == home else key, rung=True)
         if taken is None:
             return None
         name, body = taken
@@ -333,34 +370,43 @@ class Reception:
                     self._owe(gone.leaf, gone.leaf_ident)
         return None if found is None else (found[0], _codec.decode(found[1].body))
 
+    def _take_drained(self, key: str) -> Received | None:
+        """Do the same for one full name in the usual case, straight: for each of thousands."""
+        with self.site.mutex:
+            if self.site.messages.epoch() != self._inbox_epoch:
+                return None
+            entry = self._inboxes.pop_alone(key, time.monotonic_ns())
+        return None if entry is None else (key, _codec.decode(entry.body))
+
     # -- inboxes -------------------------------------------------------------------------
 
     def _deliver(self, home: str, messages: Sequence[Popped]) -> None:
         """Put drained messages where their readers look, and wake those."""
-        names: list[str] = []
+        left: list[str] = []
         drops: list[Drop] = []
         with self.site.mutex:
             self._check_inbox_epoch()
             for message in messages:
-                entry = Entry(
-                    home, message.body, message.deadline_ns, message.leaf, message.leaf_ident
-                )
+                names: Sequence[str] = (message.name,)
                 if message.group_version:
-                    served = self._with_room(message.members, drops)
-                else:
-                    served = [message.name]
-                if served:
-                    self._inboxes.put(entry, served)
-                    names += served
+                    names = self._with_room(message.members, drops)
+                if names:
+                    entry = Entry(
+                        home, message.body, message.deadline_ns, message.leaf, message.leaf_ident
+                    )
+                    self._inboxes.put(entry, names)
+                    left += names
         for port in self.site.ports():
-            port.wake_each(names)
+            port.wake_each(left)
             port.wake(home)
         if drops:
             self._pay(len(drops))
             self._on_drop(drops)
 
-    def _with_room(self, members: Sequence[str], drops: list[Drop]) -> list[str]:
+    def _with_room(self, members: Sequence[str], drops: list[Drop]) -> Sequence[str]:
         """Return the members whose inbox is not full, and note the others."""
+        if not self._inboxes.count:
+            return members
         depth_of = self._inboxes.depth
         served = []
         for name in members:

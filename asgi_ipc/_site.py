@@ -57,12 +57,14 @@ class Site:
         max_message_bytes: int | None,
         mode: int,
         lock_timeout: float,
+        serve: Callable[[Port, str], bool],
         on_reset: Callable[[], None],
         on_safety: Callable[[], None],
     ) -> None:
         """Attach.
 
         Args:
+            serve: see ``Port``.
             on_reset: everything this process had taken is void (closed, deleted, forked).
             on_safety: called every few seconds by every loop that waits.
         """
@@ -75,6 +77,7 @@ class Site:
         self.most_bytes = 0
         self.watch_at_ns = 0
         self.max_message_bytes = max_message_bytes
+        self._serve = serve
         self._on_reset = on_reset
         self._on_safety = on_safety
         self._ports: dict[int, Port] = {}  # by the id of the loop, which a port knows weakly
@@ -217,9 +220,7 @@ class Site:
     def port_of(self, loop: HostLoop) -> Port | None:
         """Return a loop's port if it has one that is open."""
         port = self._ports.get(id(loop))
-        if port is None or not port.is_open or port.loop() is not loop:
-            return None
-        return port
+        return port if port is not None and port.serves(loop) else None
 
     def make_port(self, loop: HostLoop) -> Port:
         """Return a loop's port, opened if need be.
@@ -248,6 +249,7 @@ class Site:
                 directory,
                 self.mode,
                 self._anchor.token,
+                self._serve,
                 self._safety,
             )
             return port

@@ -145,6 +145,7 @@ class AsyncIPCChannelLayer:
             max_message_bytes=max_message_bytes,
             mode=mode,
             lock_timeout=self.lock_timeout,
+            serve=self._reception.serve,
             on_reset=self._reset,
             on_safety=self._reception.on_safety,
         )

@@ -94,6 +94,25 @@ def names_of_one_home_alone(world: World) -> list[Action]:
     return [lambda: world.send("x!b"), first.cancel, second.cancel]
 
 
+def names_of_one_home_all_served(world: World) -> list[Action]:
+    first = world.wait(0, "x!a")
+    second = world.wait(0, "x!b")
+    world.wait(0, "x!b")
+    return [
+        lambda: world.send("x!b"),
+        lambda: world.send("x!a"),
+        second.cancel,
+        lambda: world.send("x!b"),
+        first.cancel,
+    ]
+
+
+def names_of_one_home_and_a_busy_lock(world: World) -> list[Action]:
+    first = world.wait(0, "x!a")
+    world.wait(0, "x!b")
+    return [lambda: world.send("x!a"), world.lock, first.cancel, world.unlock]
+
+
 def a_home_and_its_names(world: World) -> list[Action]:
     first = world.wait(0, "x!a")
     world.wait(0, "x!")
@@ -147,6 +166,8 @@ SCENARIOS: list[tuple[Scenario, int, int]] = [
     (own_sends, 1, STEPS),
     (names_of_one_home, 1, STEPS),
     (names_of_one_home_alone, 1, STEPS),
+    (names_of_one_home_all_served, 1, 7),
+    (names_of_one_home_and_a_busy_lock, 1, 5),
     (a_home_and_its_names, 1, STEPS),
     (two_loops_one_cancelled, 2, STEPS),
     (two_loops_of_many_channels, 2, STEPS),
