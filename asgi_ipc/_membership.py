@@ -216,20 +216,28 @@ class GroupStore:
     # -- reading -------------------------------------------------------------------------
 
     def snapshot(self, group: str) -> Snapshot:
-        """Return whom a message sent to the group right now goes to."""
+        """Return whom a message sent to the group right now goes to.
+
+        Without the lock if nothing has changed: whoever had joined before the call has written
+        the group's version by then, or its log is still there to be replayed.
+        """
+        known = self._known_groups.get(group)
+        words = self.segment.words
+        if (
+            known is not None
+            and words is not None
+            and words[known.record + L.G_VERSION] == known.version
+            and words[known.record + L.IDENT] == known.ident
+            and words[L.EPOCH] == self.segment.epoch
+            and not words[L.LOG_N]
+            and time.monotonic_ns() < known.valid_until_ns
+        ):
+            return known.snapshot
         return self.segment.transact(self._snapshot, group)
 
     def _snapshot(self, group: str) -> Snapshot:
         words = self.segment.words
         now = time.monotonic_ns()
-        known = self._known_groups.get(group)
-        if (
-            known is not None
-            and words[known.record + L.IDENT] == known.ident
-            and words[known.record + L.G_VERSION] == known.version
-            and now < known.valid_until_ns
-        ):
-            return known.snapshot
         record = self.groups.find_group(Plan(words), group)
         if not record:
             return Snapshot(0, (), ())

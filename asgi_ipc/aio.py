@@ -136,6 +136,7 @@ class AsyncIPCChannelLayer:
         self._on_drop = on_drop
         self._dropped = Throttle()
         self._twin: SyncTwin | None = None
+        self._addressed: tuple[Snapshot | None, list[Envelope]] = (None, [])
         self._rates: dict[str | None, tuple[float, dict[str, int]]] = {}
         self._reception = Reception(self.known_capacity, self._report_drops)
         self._site = self._reception.site = Site(
@@ -495,12 +496,14 @@ class AsyncIPCChannelLayer:
         excluded: dict[str, list[str]] = {}
         for name in exclude:
             excluded.setdefault(home_of(self.check_name(name)), []).append(name)
+        envelopes: list[Envelope] = []
         if not excluded:
-            return [
-                *(Envelope(home, snapshot.version, count) for home, count in snapshot.homes),
-                *(Envelope(channel, 0, 1) for channel in snapshot.channels),
-            ]
-        envelopes = []
+            latest, envelopes = self._addressed
+            if latest is not snapshot:
+                envelopes = [Envelope(home, snapshot.version, n) for home, n in snapshot.homes]
+                envelopes += [Envelope(channel, 0, 1) for channel in snapshot.channels]
+                self._addressed = snapshot, envelopes
+            return envelopes
         for home, count in snapshot.homes:
             without = "".join("\0" + name for name in excluded.get(home, ())).encode("ascii")
             if len(without) > EXCLUDED_LIMIT:

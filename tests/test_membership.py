@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -257,3 +258,49 @@ def test_leaving_and_joining_again_loses_nothing_in_between(groups: Groups) -> N
     assert "a!x" in at("g", "a!", sent)
     assert "a!x" in at("g", "a!", back)
     assert "a!other" in at("g", "a!", away)
+
+
+def test_what_a_killed_process_had_committed_counts(
+    make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot that still seems to hold is not used while a log waits to be replayed."""
+    first, second = make_groups(), make_groups()
+    first.add("g", "x!a")
+    second.add("h", "y!z")  # so that memory is in stock, and joining is one commit
+    assert first.targets("g") == ({"x!": 1}, [])
+    memory, words = second.segment.memory, second.segment.words
+
+    def log_and_die(plan: Plan) -> None:
+        pairs = [number for pair in plan.items() for number in pair]
+        start = 8 * L.LOG
+        memory[start : start + 8 * len(pairs)] = struct.pack(f"<{len(pairs)}Q", *pairs)
+        words[L.LOG_N] = len(plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(second.segment, "commit", log_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        second.add("g", "y!b")
+    assert first.targets("g") == ({"x!": 1, "y!": 1}, [])
+
+
+@pytest.mark.parametrize("by", ["flush", "join", "leave", "expiry"])
+def test_a_remembered_snapshot_ends_with_what_it_says(
+    make_groups: MakeGroups, clock: Clock, by: str
+) -> None:
+    """Whatever another process changes, and whatever time does, is seen by the next send."""
+    first, second = make_groups(), make_groups()
+    first.add("g", "x!a")
+    first.add("g", "c", 10 * SECOND_NS)
+    assert first.targets("g") == first.targets("g") == ({"x!": 1}, ["c"])
+    if by == "flush":
+        second.store.flush()
+        assert first.targets("g") == ({}, [])
+    elif by == "join":
+        second.add("g", "y!b")
+        assert first.targets("g") == ({"x!": 1, "y!": 1}, ["c"])
+    elif by == "leave":
+        second.discard("g", "x!a")
+        assert first.targets("g") == ({}, ["c"])
+    else:
+        clock.advance(11)
+        assert first.targets("g") == ({"x!": 1}, [])

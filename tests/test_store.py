@@ -610,6 +610,30 @@ def test_making_room_for_a_group_message_forgets_none_of_its_channels(
     assert arrived + skipped == len(channels) + 1
 
 
+def test_a_group_that_was_forgotten_is_counted_anew(make_store: MakeStore, clock: Clock) -> None:
+    """Where its envelopes for a home were counted, another channel is counted by now."""
+    store, other = make_store(members={("g", "a!"): ["a!x"]}), make_store()
+    for _ in range(2):  # made, then found
+        assert send_group(store, [("a!", 1, 1)], []) == ([], 0)
+        assert [message.name for message in store.take("a!").messages] == ["g"]
+    ((counter, ident),) = store.store.records._known_below.values()
+    for _ in range(2000):  # the hand passes everywhere and marks who is idle
+        other.send("tick")
+        other.take("tick")
+    clock.advance(3)
+    number = 0
+    while other.segment.words[counter + L.IDENT] in (0, ident):
+        assert number < 1000
+        number += 1
+        for _ in range(200):
+            other.send("tick")
+            other.take("tick")
+        other.send(f"new{number}")
+    sent = {name: other.store.records.depth(name) for name in other.store.records.known}
+    assert send_group(store, [("a!", 2, 1)], []) == ([], 0)
+    assert {name: other.store.records.depth(name) for name in sent} == sent
+
+
 def test_thousands_of_members_are_more_than_one_plan(store: Store) -> None:
     """A group larger than the log is sent in parts, each of them whole."""
     channels = [f"c{number}" for number in range(1500)]
