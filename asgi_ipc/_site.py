@@ -31,6 +31,7 @@ R = TypeVar("R")
 logger = logging.getLogger("asgi_ipc")
 
 _OVERHEAD_BYTES = 1024  # of one message and one channel in an otherwise empty segment
+_FEWEST_TRIES = 10  # before a lock counts as not to be had
 _WATCH_NS = 1_000_000_000  # how often a sender looks whether its segment was deleted
 
 _sites: weakref.WeakSet[Site] = weakref.WeakSet()
@@ -282,20 +283,22 @@ class Site:
         """Repeat an operation whose lock was busy, letting the loop run in between.
 
         Raises:
-            StoreLocked: not had within ``lock_timeout`` seconds.
+            StoreLocked: not had within ``lock_timeout`` seconds and several tries: whoever was
+                stopped itself for that long has not waited.
         """
         give_up = time.monotonic() + self.lock_timeout
         delay = 0.001
-        while True:
+        tries = 0
+        while tries < _FEWEST_TRIES or time.monotonic() <= give_up:
             await pause(delay)
+            tries += 1
             try:
                 return operation(*args, **kwargs)
             except Detached:
                 self.open()
             except LockBusy:
-                if time.monotonic() > give_up:
-                    raise self.messages.segment.locked_error() from None
-            delay = min(delay * 2, 0.05)
+                delay = min(delay * 2, 0.05)
+        raise self.messages.segment.locked_error()
 
 
 def _close_on_its_loop(port: Port) -> None:

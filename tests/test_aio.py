@@ -671,6 +671,24 @@ async def test_a_lock_that_is_never_free_is_an_error_that_names_the_holder(
     assert await layer.receive_async(["c"], block=False) == (None, None)
 
 
+async def test_who_was_stopped_itself_tries_again(start: Start, make_layer: MakeLayer) -> None:
+    """Time that passed without a try is no waiting: the lock may have been busy for a moment."""
+    layer = make_layer(lock_timeout=1e-6)
+    child = start(HOLD_LOCK)
+    child.expect("locked")
+    tries = 0
+
+    async def pause(_: float) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 5:
+            child.tell()
+            child.end()
+
+    await layer._site.patiently(pause, layer._site.messages.depth, "c")
+    assert tries == 5
+
+
 def test_closing_ends_a_receive_that_waits_for_the_lock(make_world: Callable[[int], World]) -> None:
     """At every step of it; none is left asleep on a port that is closed."""
     world = make_world(1)

@@ -69,9 +69,9 @@ async def _time_each(trip: Callable[[], Awaitable[object]], seconds: float) -> l
     """Return how long each of many round trips took, in µs, sorted."""
     for _ in range(_WARM_UP):
         await trip()
-    found = []
+    found: list[float] = []
     give_up = time.perf_counter() + seconds
-    while (before := time.perf_counter()) < give_up:
+    while (before := time.perf_counter()) < give_up or not found:  # it may have stood still
         await trip()
         found.append((time.perf_counter() - before) * 1e6)
     return sorted(found)
