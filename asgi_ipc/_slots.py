@@ -81,6 +81,8 @@ class Slots:
             self.dead.append((slot, token))
 
     def leave(self, plan: Plan, slot: int, homes: Iterable[str]) -> None:
+        words = self.segment.words
+        word, bit = L.CH_PARKED + (slot >> 6), 1 << (slot & 63)
         for home in homes:
             record = self.records.find(home)
             if not record:
@@ -88,28 +90,32 @@ class Slots:
             if len(plan) > _PLAN_ROOM:
                 self.segment.commit(plan)
                 plan.clear()
-            word = record + L.CH_PARKED + (slot >> 6)
-            bit = 1 << (slot & 63)
-            if plan[word] & bit:
-                plan[word] &= ~bit
+            parked = plan.get(record + word)
+            if parked is None:
+                parked = words[record + word]
+            if parked & bit:
+                plan[record + word] = parked & ~bit
             elif plan[record + L.CH_SENT] != plan[record + L.CH_TAKEN]:
                 self.wake(plan, record)
 
     # -- parking -------------------------------------------------------------------------
 
     def park(self, homes: Collection[str], slot: int, token: int) -> None:
-        for home in homes:
-            if not self.records.find(home):
-                self.records.make(home)  # may make room, so nothing found before it is kept
+        found = [self.records.find(home) for home in homes]
+        if not all(found):
+            for home in homes:
+                if not self.records.find(home):
+                    self.records.make(home)  # may make room, so nothing found before it is kept
+            found = [self.records.find(home) for home in homes]
         words = self.segment.words
+        word, bit = L.CH_PARKED + (slot >> 6), 1 << (slot & 63)
         plan = {}
-        for home in homes:
-            record = self.records.find(home)
+        for home, record in zip(homes, found, strict=True):
             if not record:
                 continue  # the memory is full: the safety look parks it later
-            word = record + L.CH_PARKED + (slot >> 6)
-            if not words[word] >> (slot & 63) & 1:
-                plan[word] = words[word] | 1 << (slot & 63)
+            parked = words[record + word]
+            if not parked & bit:
+                plan[record + word] = parked | bit
             if home[-1] == "!" and words[record + L.CH_LOOP] != token:
                 plan[record + L.CH_LOOP] = token
             if len(plan) > _PLAN_ROOM:
