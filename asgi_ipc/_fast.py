@@ -22,10 +22,12 @@ from ._queues import Popped
 from ._scratch import borrow
 from ._segment import Segment
 
-__all__ = ["LARGEST_BYTES", "append", "drain", "park", "pop"]
+__all__ = ["BATCH_BYTES", "LARGEST_BYTES", "append", "drain", "park", "pop"]
 
 LARGEST_BYTES = L.LARGEST_QUICK * L.GRANULE_BYTES - 8 * L.MSG_DATA - 255
 """Bodies up to this size are appended here; 255 for the longest name."""
+BATCH_BYTES = 1 << 20
+"""A drain ends when it has taken this much."""
 _COPIED_ONCE = 4096  # larger bodies are not put together with their header first
 _BORROWED_FROM = 16 * 1024  # larger bodies are copied into memory of `_scratch`
 
@@ -52,7 +54,6 @@ _PLAIN = 1 << L.MSG_FLAG_SHIFT  # with a flag, MSG_LENGTHS is not below it
 _QUICK_OF, _QUICK_FOR = L.QUICK_OF, L.QUICK_FOR
 _LARGEST_QUICK = L.LARGEST_QUICK
 _QUICK_LIMIT = [L.quick_limit(index) << L.COUNT_SHIFT for index in range(L.QUICK_CLASSES)]
-_BATCH_BYTES = 1 << 20
 
 Known = tuple[int, int]
 """Where a record was last seen, and its ident."""
@@ -363,7 +364,7 @@ def drain(
     first, end = segment.heap_start, segment.backed_end
     popped: list[Popped] = []
     credited: set[str] = set()
-    room = _BATCH_BYTES
+    room = BATCH_BYTES
     while sent != taken and len(popped) < limit and room > 0:
         if extent & 3 or not first <= extent < end:
             break

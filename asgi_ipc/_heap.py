@@ -2,7 +2,7 @@
 
 Two tiers. Free extents wait in one list per size class, always merged with free
 neighbours (a two-level segregated fit; Masmano et al., "TLSF", 2004). In front of it a
-short last-in-first-out *quick list* per small class keeps just-freed extents unmerged, so
+last-in-first-out *quick list* per class up to 240 KiB keeps just-freed extents unmerged, so
 that the usual send and receive cost one and two logged words instead of about ten each.
 
 Invariants, between transactions:

@@ -74,6 +74,10 @@ class Inboxes:
         """Return the full names that have messages here."""
         return list(self._by_name)
 
+    def homes(self) -> list[tuple[str, int]]:
+        """Return the homes that have messages here, and how many."""
+        return [(home, arrived.live) for home, arrived in self._by_home.items()]
+
     def put(self, entry: Entry, names: Sequence[str]) -> None:
         """Add a message for each of some names of its home, behind the others of that name."""
         by_name = self._by_name

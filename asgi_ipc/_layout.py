@@ -249,8 +249,8 @@ def class_granules(index: int) -> int:
 
 
 def quick_limit(index: int) -> int:
-    """How many extents the quick list of a class may hold: 512 KiB of them, 8 to 256."""
-    return max(8, min(256, 16384 // max(1, class_granules(index))))
+    """How many extents the quick list of a class may hold: 256 KiB of them, 2 to 256."""
+    return max(2, min(256, 8192 // max(1, class_granules(index))))
 
 
 _SIZES = [class_granules(index) for index in range(QUICK_CLASSES)]
@@ -275,14 +275,7 @@ assert MAX_SEGMENT_BYTES < 1 << 33  # sizes of bodies and offsets fit their halv
 assert CLASS_COUNT <= 64 * BITMAP_WORDS
 assert size_class(SIZE_MASK) < CLASS_COUNT
 assert CH_PARKED + PARKED_WORDS == CH_FULL
-assert [quick_limit(size_class(g)) for g in (1, 64, 96, 512, 2048, 4096)] == [
-    256,
-    256,
-    170,
-    32,
-    8,
-    8,
-]
+assert [quick_limit(size_class(g)) for g in (1, 64, 96, 512, 4096)] == [256, 128, 85, 16, 2]
 assert all(size_class(granules) == index for index, granules in enumerate(_SIZES))
 assert len(QUICK_FOR) == LARGEST_QUICK + 1
 assert size_class(31) + 1 == size_class(32) and size_class(63) + 1 == size_class(64)

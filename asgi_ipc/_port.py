@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from ._bell import Bell, Door, Ringer, new_bell, ring
 from ._blocking import driving
 from ._segment import LockBusy
+from ._spin import Spin
 from ._store import MessageStore
 from .exceptions import IPCError
 
@@ -157,6 +158,7 @@ class Port:
         self._ever: set[str] = set()  # process-specific homes this loop has received for
         self._to_withdraw: set[str] = set()  # when the lock is free again
         self._waiter_count = 0
+        self.spin = Spin()
         self._timer: Timer | None = None
         self._look_is_due = False
         random = secrets.randbits(48) or 1
@@ -266,14 +268,20 @@ class Port:
                 for key in waiter.keys:  # what it was woken for may lie in an inbox
                     self._wake_here(key, 1)
                 self.look_soon()
-        if others and waiter.was_woken and len(waiter.homes) > 1:
-            # It was woken for one of its homes, and perhaps took a message of another.
-            may_have = self._store.may_have
-            if any(home in self._homes and may_have(home) for home in waiter.homes):
-                self.look_soon()
+        if others and waiter.was_woken and len(waiter.keys) > 1:
+            self._pass_on(waiter)
         if not self._waiter_count and self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _pass_on(self, waiter: Waiter) -> None:
+        """Wake others for what a waiter was woken for: it may have taken something else."""
+        may_have = self._store.may_have
+        for key in waiter.keys:
+            if "!" in key or may_have(key):
+                self._wake_here(key, 1)
+        if any(home[-1] == "!" and home in self._homes and may_have(home) for home in waiter.homes):
+            self.look_soon()
 
     def only_waited_by(self, waiter: Waiter) -> list[str]:
         """Return the homes nobody else on this loop waits in."""
@@ -287,10 +295,18 @@ class Port:
         """Return what is waited for, as a container of names."""
         return self._waiters
 
-    def wake(self, key: str) -> None:
-        """Wake one who waits for a name, from whatever thread."""
-        if key in self._waiters:
-            self.wake_each((key,))
+    def wake(self, key: str, count: int) -> None:
+        """Wake up to ``count`` of those who wait for a name, from whatever thread."""
+        loop = self._loop()
+        if loop is None or key not in self._waiters:
+            return
+        if runs_here(loop):
+            self._wake_here(key, count)
+            return
+        try:
+            loop.call_soon_threadsafe(self._wake_here, key, count)
+        except RuntimeError:
+            pass  # the loop was closed meanwhile, and its waiters with it
 
     def wake_each(self, keys: Sequence[str]) -> None:
         """Wake one who waits for each of these names, from whatever thread."""
@@ -367,7 +383,9 @@ class Port:
             return
         if not everything:
             if self._waiter_count == 1:
-                _wake_one(next(iter(self._waiters.values())))
+                for only in self._waiters.values():  # none, if it waits for no channel at all
+                    _wake_one(only)
+                    break
                 return
             if len(self._homes) == 1:
                 (home,) = self._homes
@@ -393,11 +411,15 @@ class Port:
             self._wake_in(home, depth)
 
     def _wake_in(self, home: str, depth: int) -> None:
-        """Wake as many as there are messages; for a process-specific home, one who drains it."""
+        """Wake as many as there are messages; or drain a process-specific home for those below.
+
+        Not if somebody waits for all of the home: each of those takes one, and leaves the others
+        to whoever else reads it.
+        """
         if home[-1] != "!":
             self._wake_here(home, depth)
             return
-        if self._homes[home] > 1 and self._serve(self, home):
+        if self._homes[home] > 1 and home not in self._waiters and self._serve(self, home):
             return
         for key, waiting in self._waiters.items():
             if key.startswith(home) and _wake_one(waiting):

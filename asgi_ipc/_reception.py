@@ -20,6 +20,7 @@ from ._port import HostLoop, Port, Waiter
 from ._queues import Popped
 from ._segment import LockBusy
 from ._site import Site
+from ._spin import Spin, next_round
 from ._store import Taken
 from .exceptions import IPCError, LayerClosed
 
@@ -41,14 +42,19 @@ class Reception:
     site: Site
 
     def __init__(
-        self, capacity_of: Callable[[str], int], on_drop: Callable[[Sequence[Drop]], None]
+        self,
+        capacity_of: Callable[[str], int],
+        on_drop: Callable[[Sequence[Drop]], None],
+        spin_rounds: int,
     ) -> None:
         """Start with nothing taken.
 
         Args:
             capacity_of: how many messages a full name may have in its inbox.
             on_drop: told which group messages found no room there.
+            spin_rounds: see ``AsyncIPCChannelLayer``.
         """
+        self._spin_rounds = spin_rounds
         self._capacity_of = capacity_of
         self._on_drop = on_drop
         self._inboxes = Inboxes()
@@ -91,10 +97,16 @@ class Reception:
             # enough to look by the way.
             self.site.watch()
         port = None
+        closings = self.site.closings
         if block:
-            if loop is None:
-                loop = asyncio.get_running_loop()
+            is_asyncio = loop is None
+            loop = loop or asyncio.get_running_loop()
             port = self.site.port_of(loop)
+            if is_asyncio and port is not None and self._spin_rounds and port.spin.begins():
+                got = await self._spin(port.spin, keys, homes)
+                if got is not None:
+                    return got
+                self._check_not_closed(closings)
         if not block or (port is None and self._seems_ready(keys, homes)):
             try:
                 got = self._take(keys, homes)
@@ -104,8 +116,6 @@ class Reception:
                 return got
         assert loop is not None
         waiter = Waiter(keys, homes)
-        closings = self.site.closings
-
         while True:
             if port is None:
                 try:
@@ -144,7 +154,7 @@ class Reception:
                             waiter.found_in_inbox = True
                             return got
                     if waiter.is_late:
-                        return self._last_look(keys, homes)
+                        return self._look(keys, homes)
                     if not port.is_open:
                         break
             finally:
@@ -152,10 +162,29 @@ class Reception:
             self._check_not_closed(closings)
             port = self.site.port_of(loop)
 
-    def _last_look(self, keys: tuple[str, ...], homes: tuple[str, ...]) -> Received | None:
-        """Look once more when the time is over, unless the lock is busy."""
+    async def _spin(
+        self, spin: Spin, keys: tuple[str, ...], homes: tuple[str, ...]
+    ) -> Received | None:
+        """Look again in the next few rounds of the loop; nobody has to ring meanwhile."""
+        got = None
         try:
-            return self._take(keys, homes)
+            for _ in range(self._spin_rounds):
+                await next_round()
+                if not self.site.is_open:
+                    break
+                if self._seems_ready(keys, homes):
+                    got = self._look(keys, homes)
+                    if got is not None:
+                        break
+        finally:
+            spin.ended(found=got is not None)
+        return got
+
+    def _look(self, keys: tuple[str, ...], homes: tuple[str, ...]) -> Received | None:
+        """Look once, without parking, unless the lock is busy."""
+        try:
+            got = self.take_now(keys[0], homes[0]) if len(keys) == 1 else None
+            return got or self._take(keys, homes)
         except LockBusy:
             return None
 
@@ -218,10 +247,10 @@ class Reception:
         Returns:
             False if one of them has to see to it: the lock is busy, or something is wrong.
         """
-        try:
-            with self.site.mutex:  # so that what two loops drain arrives in its order
-                if self._owed:
-                    self._pay()
+        with self.site.mutex:  # so that what two loops drain arrives in its order
+            if self._owed:
+                self._pay()
+            try:
                 taken = self.site.messages.take(
                     (home,),
                     slot=port.slot,
@@ -230,12 +259,14 @@ class Reception:
                     limit=_BATCH,
                     wanted=port.waited_names(),
                 )
-                if taken.more:
-                    port.look_soon()
-                if taken.messages:
-                    self._deliver(home, taken.messages)
-        except (LockBusy, IPCError):
-            return False
+            except (LockBusy, IPCError):
+                return False
+            if taken.more:
+                port.look_soon()
+            drops = self._deliver(home, taken.messages)
+        loop = port.loop()
+        if drops and loop is not None:
+            loop.call_soon(self._report, drops)  # whatever the callback raises, the loop goes on
         return True
 
     # -- taking --------------------------------------------------------------------------
@@ -277,8 +308,8 @@ class Reception:
                 first = taken.messages[0]
                 mine = not first.group_version and (first.name in keys or taken.home in keys)
                 rest = taken.messages[1:] if mine else taken.messages
-                if rest:
-                    self._deliver(taken.home, rest)
+                if drops := self._deliver(taken.home, rest):
+                    self._report(drops)
                 if mine:
                     if first.leaf:
                         self._owe(first.leaf, first.leaf_ident)
@@ -380,8 +411,8 @@ class Reception:
 
     # -- inboxes -------------------------------------------------------------------------
 
-    def _deliver(self, home: str, messages: Sequence[Popped]) -> None:
-        """Put drained messages where their readers look, and wake those."""
+    def _deliver(self, home: str, messages: Sequence[Popped]) -> list[Drop]:
+        """Put drained messages where their readers look, and wake those; what had no room?"""
         left: list[str] = []
         drops: list[Drop] = []
         with self.site.mutex:
@@ -398,10 +429,13 @@ class Reception:
                     left += names
         for port in self.site.ports():
             port.wake_each(left)
-            port.wake(home)
-        if drops:
-            self._pay(len(drops))
-            self._on_drop(drops)
+            port.wake(home, len(left))
+        return drops
+
+    def _report(self, drops: Sequence[Drop]) -> None:
+        """Count what found no room in an inbox, and say so."""
+        self._pay(len(drops))
+        self._on_drop(drops)
 
     def _with_room(self, members: Sequence[str], drops: list[Drop]) -> Sequence[str]:
         """Return the members whose inbox is not full, and note the others."""
@@ -470,6 +504,8 @@ class Reception:
             for one in self._inboxes.expire(time.monotonic_ns()):
                 if one.leaf:
                     self._owe(one.leaf, one.leaf_ident)
-            names = self._inboxes.names()
+            names, homes = self._inboxes.names(), self._inboxes.homes()
         for port in self.site.ports():
             port.wake_each(names)
+            for home, count in homes:
+                port.wake(home, count)

@@ -175,6 +175,8 @@ class Site:
             self._close_anchor()
             with self.messages.segment.guard:
                 self._ringer.close()
+            self.groups.forget()  # before anybody compares what is remembered with the new one
+            self.messages.forget()
             try:
                 for segment in deleted:
                     segment.reattach()
@@ -297,7 +299,7 @@ class Site:
             except Detached:
                 self.open()
             except LockBusy:
-                delay = min(delay * 2, 0.05)
+                delay = min(delay * 2, 0.05, self.lock_timeout / _FEWEST_TRIES)
         raise self.messages.segment.locked_error()
 
 

@@ -33,7 +33,6 @@ _SWEEP_BUCKETS = 16
 _GROWTH_BUCKETS = 64  # a send that makes a record looks at more than it makes
 _GROWTH_RECORDS = 3
 _PLAN_ROOM = 400  # a plan of this many words is committed before it grows further
-_BATCH_BYTES = 1 << 20
 
 
 MANY = 40
@@ -443,7 +442,7 @@ class MessageStore:
         while (
             plan[record + L.CH_SENT] != plan[record + L.CH_TAKEN]
             and len(popped) < limit
-            and total_bytes < _BATCH_BYTES
+            and total_bytes < _fast.BATCH_BYTES
             and len(plan) < _PLAN_ROOM
         ):
             if popped and self.queues.head_is_envelope(plan, record):

@@ -48,6 +48,7 @@ DEFAULT_GROUP_MEMORY = 20 * 1024 * 1024
 _NAME_CACHE = 20_000
 _RATE_OVER_S = 1.0  # a shorter time would make a rate out of one message
 _RANDOM_ALPHABET = string.ascii_letters + string.digits
+_MOST_SPIN_ROUNDS = 1000
 _PREFIX_LIMIT = 60  # of the socket's path, 108 bytes in all
 
 
@@ -78,6 +79,7 @@ class AsyncIPCChannelLayer:
         mode: int = 0o600,
         lock_timeout: float = 10.0,
         block_timeout: float | None = None,
+        spin_rounds: int = 16,
         on_drop: Callable[[Drop], None] | None = None,
     ) -> None:
         """Attach to the segments of ``prefix``; create them if there are none.
@@ -96,6 +98,9 @@ class AsyncIPCChannelLayer:
             lock_timeout: seconds to wait for a lock before ``StoreLocked``.
             block_timeout: seconds after which a blocking ``receive_async`` returns
                 ``(None, None)``; ``None``: never.
+            spin_rounds: rounds of the event loop, about 6 µs each if nothing else runs, for
+                which a receive looks again before it sleeps, where that has found messages
+                lately; 0: none, and no processor time for it.
             on_drop: called with a ``Drop`` for group messages that found a full channel.
 
         Raises:
@@ -138,7 +143,9 @@ class AsyncIPCChannelLayer:
         self._twin: SyncTwin | None = None
         self._addressed: tuple[Snapshot | None, list[Envelope]] = (None, [])
         self._rates: dict[str | None, tuple[float, dict[str, int]]] = {}
-        self._reception = Reception(self.known_capacity, self._report_drops)
+        if not 0 <= spin_rounds <= _MOST_SPIN_ROUNDS:
+            raise ValueError(f"spin_rounds must be 0 to {_MOST_SPIN_ROUNDS}, not {spin_rounds}")
+        self._reception = Reception(self.known_capacity, self._report_drops, spin_rounds)
         self._site = self._reception.site = Site(
             prefix,
             message_memory=self.message_memory,

@@ -804,7 +804,7 @@ async def test_a_receive_ends_when_a_thread_closes_while_it_waits_for_the_lock(
     layer._site.closings += 1  # what close() does first, on whatever thread
     port = layer._site.port_of(asyncio.get_running_loop())
     assert port is not None
-    port.wake("d")
+    port.wake("d", 1)
     with pytest.raises(LayerClosed):
         await asyncio.wait_for(receive, 30)
     child.tell()

@@ -1,0 +1,154 @@
+"""Nobody sleeps beside a message, however many wait for whatever."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc.exceptions import ChannelFull
+
+from .stepping import World, drive
+
+MakeLayer = Callable[..., AsyncIPCChannelLayer]
+MakeWorld = Callable[[int], World]
+Keys = tuple[str, ...]
+
+NAMES: list[Keys] = [("x!a",), ("x!b",), ("x!a",), ("y!a",), ("y!b",), ("c",), ("d",)]
+MIXED: list[Keys] = [("x!a",), ("x!b",), ("c",), ("d",), ("c", "d"), ("c", "x!a"), ("d", "y!a")]
+HOMES: list[Keys] = [("x!a",), ("x!b",), ("x!",), ("y!",), ("y!a",)]
+SEVERAL: list[Keys] = [("x!a",), ("x!b",), ("x!a", "x!b"), ("y!a", "x!b"), ("y!a",), ("y!b",)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_every_reader_of_a_whole_home_is_woken(make_world: MakeWorld, count: int) -> None:
+    """Each takes one, although the first that looks could take them all."""
+    world = make_world(1)
+    for _ in range(count):
+        world.wait(0, "x!")
+    for number in range(count):
+        world.send(f"x!{number}")
+    world.settle()
+    assert world.problem() is None
+
+
+def test_readers_of_a_home_in_two_processes_share_it(make_world: MakeWorld) -> None:
+    """None takes more than it asked for, so that the others have some."""
+    world = make_world(2)
+    for where in (0, 1):
+        for _ in range(2):
+            world.wait(where, "x!")
+    for number in range(4):
+        world.send(f"x!{number}")
+    world.settle()
+    assert world.problem() is None
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_who_waits_for_two_names_of_a_home(make_world: MakeWorld, order: str) -> None:
+    """Woken for one, it takes the other: the first is passed on."""
+    world = make_world(1)
+    world.wait(0, "x!a", "x!b")
+    world.wait(0, "x!b")
+    for name in order:
+        world.send(f"x!{name}")
+    world.settle()
+    assert world.problem() is None
+
+
+def test_the_safety_look_wakes_readers_of_a_home_too(make_world: MakeWorld) -> None:
+    """What was drained by one of them and then left lies in an inbox, not in the queue."""
+    world = make_world(1)
+    first = world.wait(0, "x!a")
+    world.wait(0, "x!b")
+    world.send("x!a")
+    world.send("x!c")
+    world.settle()
+    assert first.done()
+    late = world.loops[0].create_task(world.layers[0].receive_async(["x!"]))
+    world.settle()
+    assert late.result() == ("x!c", {"n": 2})
+    world.waiting.append((0, ("x!",), late))
+    assert world.problem() is None
+
+
+def test_a_ring_while_somebody_waits_for_nothing(make_world: MakeWorld) -> None:
+    """A receive of no channels sleeps through it."""
+    world = make_world(1)
+    task = world.wait(0)
+    drive(world.outside.flush())
+    world.settle()
+    assert not world.faults and not task.done()
+    task.cancel()
+    world.settle()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ChannelFull])
+def test_a_callback_that_raises_leaves_nobody_asleep(
+    make_layer: MakeLayer, error: type[Exception]
+) -> None:
+    """What ``on_drop`` raises is seen by the loop's handler, and all who wait are woken."""
+
+    def on_drop(_: object) -> None:
+        raise error("of the callback's own")
+
+    world = World(lambda: make_layer(capacity=1, on_drop=on_drop), 1)
+    tasks = {name: world.wait(0, name) for name in ("x!a", "x!b", "y!a", "y!b")}
+    drive(world.outside.group_add("g", "x!c"))
+    for _ in range(2):
+        drive(world.outside.group_send("g", {"n": 0}))  # the second finds x!c full
+    world.send("y!a")
+    world.settle()
+    assert tasks["y!a"].done()
+    assert [str(fault["exception"]) for fault in world.faults] == ["of the callback's own"]
+    for task in tasks.values():
+        task.cancel()
+    world.settle()
+    world.close()
+
+
+@pytest.mark.parametrize("loop_count", [1, 2])
+@pytest.mark.parametrize(
+    "choices", [NAMES, MIXED, HOMES, SEVERAL], ids=["names", "mixed", "homes", "several"]
+)
+def test_random_waits_and_sends(
+    make_world: MakeWorld, choices: list[Keys], loop_count: int
+) -> None:
+    """Sent, cancelled and begun between any steps, on loops that share one layer."""
+    world = make_world(loop_count)
+    world.layers = [world.layers[0]] * loop_count
+    names = sorted({name for keys in choices for name in keys if name[-1] != "!"})
+    for seed in range(150):
+        dice = random.Random(seed)
+        for _ in range(dice.randint(2, 4)):
+            world.wait(dice.randrange(loop_count), *dice.choice(choices))
+        for _ in range(dice.randint(3, 14)):
+            _something(world, dice, choices, names)
+        if world._lock_fd is not None:
+            world.unlock()
+        world.settle()
+        problem = world.problem()
+        assert problem is None, f"seed {seed}: {problem}"
+
+
+def _something(world: World, dice: random.Random, choices: list[Keys], names: list[str]) -> None:
+    what = dice.choice(["send", "send", "send", "cancel", "step", "step", "wait", "own", "lock"])
+    is_locked = world._lock_fd is not None
+    where = dice.randrange(len(world.loops))
+    if what == "lock":
+        (world.unlock if is_locked else world.lock)()
+    elif what in ("send", "own") and not is_locked:
+        layer = world.outside if what == "send" else world.layers[where]
+        world.send(dice.choice(names), layer)
+    elif what == "cancel":
+        dice.choice(world.waiting)[2].cancel()
+    elif what == "wait":
+        keys = dice.choice(choices)
+        task = world.loops[where].create_task(world.layers[where].receive_async(keys))
+        world.waiting.append((where, keys, task))
+    elif what == "step":
+        for _ in range(dice.randint(1, 5)):
+            for loop in world.loops:
+                loop.step()
