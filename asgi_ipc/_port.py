@@ -5,10 +5,10 @@ one. The message leaves the queue in the step that returns it to the caller, so 
 receive never holds one. Whoever stops waiting takes the loop's parked bits back, and if it
 had been woken passes the news on: to another waiter here, or to another loop.
 
-Where several wait below one process-specific home, what was rung for belongs to this process
-in any case: it is drained into the inboxes when the ring is answered, for all of them.
+Where several wait for names below one process-specific home, and nobody for all of it, what
+was rung for is theirs: it is drained into the inboxes when the ring is answered, for all of them.
 
-Every method but ``wake`` belongs to the loop's own thread.
+Every method but ``wake`` and ``wake_each`` belongs to the loop's own thread.
 """
 
 from __future__ import annotations

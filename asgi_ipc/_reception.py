@@ -20,7 +20,7 @@ from ._port import HostLoop, Port, Waiter
 from ._queues import Popped
 from ._segment import LockBusy
 from ._site import Site
-from ._spin import Spin, next_round
+from ._spin import next_round
 from ._store import Taken
 from .exceptions import IPCError, LayerClosed
 
@@ -103,10 +103,11 @@ class Reception:
             loop = loop or asyncio.get_running_loop()
             port = self.site.port_of(loop)
             if is_asyncio and port is not None and self._spin_rounds and port.spin.begins():
-                got = await self._spin(port.spin, keys, homes)
+                got = await self._spin(port, keys, homes, deadline)
                 if got is not None:
                     return got
                 self._check_not_closed(closings)
+                port = self.site.port_of(loop)
         if not block or (port is None and self._seems_ready(keys, homes)):
             try:
                 got = self._take(keys, homes)
@@ -154,7 +155,7 @@ class Reception:
                             waiter.found_in_inbox = True
                             return got
                     if waiter.is_late:
-                        return self._look(keys, homes)
+                        return self._last_look(keys, homes)
                     if not port.is_open:
                         break
             finally:
@@ -163,28 +164,42 @@ class Reception:
             port = self.site.port_of(loop)
 
     async def _spin(
-        self, spin: Spin, keys: tuple[str, ...], homes: tuple[str, ...]
+        self, port: Port, keys: tuple[str, ...], homes: tuple[str, ...], deadline: float | None
     ) -> Received | None:
-        """Look again in the next few rounds of the loop; nobody has to ring meanwhile."""
+        """Look again in the next few rounds of the loop; nobody has to ring meanwhile.
+
+        Not for homes that have no record yet, or one that names another loop: parking sees to it.
+        """
         got = None
+        site = self.site
+        closings = site.closings
         try:
-            for _ in range(self._spin_rounds):
+            rounds = self._spin_rounds if site.messages.slots.are_kept(homes, port.token) else 0
+            for _ in range(rounds):
                 await next_round()
-                if not self.site.is_open:
+                if site.closings != closings or not site.is_open:
                     break
                 if self._seems_ready(keys, homes):
                     got = self._look(keys, homes)
                     if got is not None:
                         break
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
+        except LockBusy:
+            pass  # each try holds up the whole loop: it waits in its sleep
         finally:
-            spin.ended(found=got is not None)
+            port.spin.ended(found=got is not None)
         return got
 
     def _look(self, keys: tuple[str, ...], homes: tuple[str, ...]) -> Received | None:
-        """Look once, without parking, unless the lock is busy."""
+        """Look once, without parking."""
+        got = self.take_now(keys[0], homes[0]) if len(keys) == 1 else None
+        return got or self._take(keys, homes)
+
+    def _last_look(self, keys: tuple[str, ...], homes: tuple[str, ...]) -> Received | None:
+        """Look once more when the time is over, unless the lock is busy."""
         try:
-            got = self.take_now(keys[0], homes[0]) if len(keys) == 1 else None
-            return got or self._take(keys, homes)
+            return self._look(keys, homes)
         except LockBusy:
             return None
 
@@ -248,9 +263,9 @@ class Reception:
             False if one of them has to see to it: the lock is busy, or something is wrong.
         """
         with self.site.mutex:  # so that what two loops drain arrives in its order
-            if self._owed:
-                self._pay()
             try:
+                if self._owed:
+                    self._pay()
                 taken = self.site.messages.take(
                     (home,),
                     slot=port.slot,
@@ -427,7 +442,7 @@ class Reception:
                     )
                     self._inboxes.put(entry, names)
                     left += names
-        for port in self.site.ports():
+        for port in self.site.ports() if left else ():
             port.wake_each(left)
             port.wake(home, len(left))
         return drops

@@ -147,6 +147,17 @@ class Slots:
         except LockBusy:
             return False
 
+    def are_kept(self, homes: Iterable[str], token: int) -> bool:
+        """Whether homes have records, and process-specific ones name this loop; a hint."""
+        words = self.segment.words
+        for home in homes:
+            known = self.records.known.get(home)
+            if words is None or known is None or words[known[0] + L.IDENT] != known[1]:
+                return False
+            if home[-1] == "!" and words[known[0] + L.CH_LOOP] != token:
+                return False
+        return True
+
     def rests(self, slot: int, homes: Iterable[str]) -> bool:
         """Whether a loop is parked on homes that are all empty; read without the lock: a hint."""
         words = self.segment.words

@@ -6,7 +6,7 @@ rounds of its event loop instead finds the answer before it has fallen asleep, a
 ring (measured: a round trip of 30 µs instead of 115).
 
 A spin that finds nothing is about 0.1 ms wasted, so each one makes the next less likely: a loop
-whose waits are long spins once in 256 of them. Everything else on the loop runs in between.
+whose waits are long spins once in 257 of them. Everything else on the loop runs in between.
 """
 
 from __future__ import annotations

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import time
 from collections.abc import Callable
 
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc._bell import bells_directory
 from asgi_ipc._spin import Spin
 from asgi_ipc.exceptions import LayerClosed
 
 from .stepping import World, drive
+from .test_wakeups import HOMES, MIXED, NAMES, SEVERAL, Keys, random_waits_and_sends
 
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
 MakeWorld = Callable[[int], World]
@@ -48,10 +52,9 @@ def test_one_spins_at_a_time() -> None:
 
 
 def spinning(world: World, channel: str) -> asyncio.Task[dict[str, int]]:
-    """Begin a receive that spins: its loop has a port, and nothing speaks against it."""
-    if world.layers[0]._site.port_of(world.loops[0]) is None:
-        world.wait(0, "other").cancel()
-        world.settle()
+    """Begin a receive that spins: the channel is known, and nothing speaks against it."""
+    world.wait(0, channel).cancel()
+    world.settle()
     (port,) = world.layers[0]._site.ports()
     port.spin.__init__()  # type: ignore[misc]
     task: asyncio.Task[dict[str, int]] = world.loops[0].create_task(
@@ -154,3 +157,108 @@ def test_a_long_wait_costs_a_spin_now_and_then_only(make_world: MakeWorld) -> No
         task.cancel()
         world.settle()
     assert spun == 9
+
+
+@pytest.mark.parametrize("channel", ["c", "x!a"])
+def test_new_doors_during_a_spin(make_world: MakeWorld, channel: str) -> None:
+    """Somebody cleans up: the receive parks on the port that is made then, not on the closed."""
+    world = make_world(1)
+    layer = world.layers[0]
+    task = spinning(world, channel)
+    world.loops[0].step()
+    shutil.rmtree(bells_directory(layer.prefix))
+    world.loops[0].call_soon(layer._site.watch)  # what any send on this loop does
+    world.settle()
+    world.send(channel)
+    world.settle()
+    assert task.done()
+
+
+def test_a_layer_that_is_closed_and_used_again_during_a_spin(make_world: MakeWorld) -> None:
+    """The receive ends as one that sleeps does."""
+    world = make_world(1)
+    task = spinning(world, "c")
+    world.loops[0].step()
+    world.layers[0].close_now()
+    drive(world.layers[0].send("c", {"n": 1}))
+    world.settle()
+    assert isinstance(task.exception(), LayerClosed)
+
+
+@pytest.mark.parametrize("how", ["doors", "closed"])
+def test_members_of_a_home_that_named_a_closed_loop_stay(make_world: MakeWorld, how: str) -> None:
+    """The first wait for it parks, so that a group message finds somebody living there."""
+    world = make_world(1)
+    loop, layer = world.loops[0], world.layers[0]
+    world.wait(0, "x!a").cancel()
+    world.settle()
+    drive(world.outside.group_add("g", "x!a"))
+    if how == "doors":
+        shutil.rmtree(bells_directory(layer.prefix))
+        layer._site.watch()
+    else:
+        layer.close_now()
+    world.settle()
+    world.wait(0, "other").cancel()
+    world.settle()
+    port = layer._site.port_of(loop)
+    assert port is not None
+    port.spin.__init__()  # type: ignore[misc]
+    task = loop.create_task(layer.receive("x!a"))
+    loop.step()
+    loop.step()
+    drive(world.outside.group_send("g", {"n": 7}))
+    world.settle()
+    assert drive(world.outside.group_channels("g")) == ["x!a"]
+    assert task.result() == {"n": 7}
+
+
+def test_it_ends_when_the_time_is_over(make_world: MakeWorld) -> None:
+    """However many rounds are left."""
+    world = make_world(1)
+    spinning(world, "c").cancel()
+    world.settle()
+    (port,) = world.layers[0]._site.ports()
+    port.spin.__init__()  # type: ignore[misc]
+    task = world.loops[0].create_task(world.layers[0].receive_within("c", time.monotonic() - 1))
+    assert world.loops[0].settle() < ROUNDS
+    assert task.result() is None
+
+
+def test_a_busy_lock_ends_it(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try would hold up the loop; asleep it does not."""
+    world = make_world(1)
+    task = spinning(world, "c")
+    segment = world.layers[0]._site.messages.segment
+    tries = 0
+    contend = segment.contend
+
+    def counted() -> None:
+        nonlocal tries
+        tries += 1
+        contend()
+
+    monkeypatch.setattr(segment, "contend", counted)
+    world.send("c")
+    world.lock()
+    for _ in range(ROUNDS // 2):
+        world.loops[0].step()
+    world.unlock()
+    assert tries < ROUNDS // 2  # of one look, of parking, and of the first patient tries
+    world.settle()
+    assert task.result()["n"]
+
+
+@pytest.mark.parametrize("loop_count", [1, 2])
+@pytest.mark.parametrize(
+    "choices", [NAMES, MIXED, HOMES, SEVERAL], ids=["names", "mixed", "homes", "several"]
+)
+def test_random_waits_that_all_spin(
+    make_world: MakeWorld,
+    choices: list[Keys],
+    loop_count: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Several at once on a loop, beside others that sleep for the same: nobody for ever."""
+    monkeypatch.setattr(Spin, "begins", lambda _: True)
+    random_waits_and_sends(make_world(loop_count), choices, seeds=60, most=24)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc.exceptions import ChannelFull
+from asgi_ipc._port import Waiter
+from asgi_ipc.exceptions import ChannelFull, IPCError
 
 from .stepping import World, drive
 
@@ -44,6 +45,52 @@ def test_readers_of_a_home_in_two_processes_share_it(make_world: MakeWorld) -> N
         world.send(f"x!{number}")
     world.settle()
     assert world.problem() is None
+
+
+def test_a_message_wakes_one_reader_of_a_home(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many, and none a second time."""
+    world = make_world(1)
+    for _ in range(20):
+        world.wait(0, "x!")
+    woken = 0
+    wake = Waiter.wake
+
+    def counted(waiter: Waiter) -> bool:
+        nonlocal woken
+        was_asleep = wake(waiter)
+        woken += was_asleep
+        return was_asleep
+
+    monkeypatch.setattr(Waiter, "wake", counted)
+    world.send("x!a")
+    world.settle()
+    assert woken == 1
+    assert world.problem() is None
+
+
+def test_who_drains_meets_what_is_wrong(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error while the bell is answered wakes one who waits: its receive raises it."""
+    world = make_world(1)
+    tasks = [world.wait(0, name) for name in ("x!a", "x!b")]
+
+    def credit(*_: object, **__: object) -> None:
+        raise IPCError("damaged")
+
+    monkeypatch.setattr(world.layers[0]._site.messages, "credit", credit)
+    world.layers[0]._reception._owed.append((0, 0))
+    world.send("x!a")
+    world.settle()
+    assert any(task.done() for task in tasks) and not world.faults
+    for task in tasks:
+        task.cancel()
+        if task.done() and not task.cancelled():
+            task.exception()
+    world.settle()
+    world.waiting.clear()
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
@@ -117,15 +164,19 @@ def test_random_waits_and_sends(
     make_world: MakeWorld, choices: list[Keys], loop_count: int
 ) -> None:
     """Sent, cancelled and begun between any steps, on loops that share one layer."""
-    world = make_world(loop_count)
-    world.layers = [world.layers[0]] * loop_count
+    random_waits_and_sends(make_world(loop_count), choices, seeds=150, most=14)
+
+
+def random_waits_and_sends(world: World, choices: list[Keys], *, seeds: int, most: int) -> None:
+    """Let up to ``most`` things happen on loops of one layer, for each seed anew."""
+    world.layers = [world.layers[0]] * len(world.loops)
     names = sorted({name for keys in choices for name in keys if name[-1] != "!"})
-    for seed in range(150):
+    for seed in range(seeds):
         dice = random.Random(seed)
         for _ in range(dice.randint(2, 4)):
-            world.wait(dice.randrange(loop_count), *dice.choice(choices))
-        for _ in range(dice.randint(3, 14)):
-            _something(world, dice, choices, names)
+            world.wait(dice.randrange(len(world.loops)), *dice.choice(choices))
+        for _ in range(dice.randint(3, most)):
+            something_happens(world, dice, choices, names)
         if world._lock_fd is not None:
             world.unlock()
         world.settle()
@@ -133,7 +184,10 @@ def test_random_waits_and_sends(
         assert problem is None, f"seed {seed}: {problem}"
 
 
-def _something(world: World, dice: random.Random, choices: list[Keys], names: list[str]) -> None:
+def something_happens(
+    world: World, dice: random.Random, choices: list[Keys], names: list[str]
+) -> None:
+    """Let one thing happen that may."""
     what = dice.choice(["send", "send", "send", "cancel", "step", "step", "wait", "own", "lock"])
     is_locked = world._lock_fd is not None
     where = dice.randrange(len(world.loops))
