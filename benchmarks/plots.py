@@ -85,7 +85,7 @@ def _round_trip(cases: list[Any]) -> Any:
         axes.text(value * 1.08, place, shown, va="center", fontsize=9)
     axes.set_xscale("log")
     axes.set_xlim(min(values) / 1.6, max(values) * 4)
-    axes.set_xlabel("round trip between two blocked processes, median, µs")
+    axes.set_xlabel("round trip between two waiting processes, median, µs")
     axes.xaxis.grid(visible=True, **_GRID)
     axes.set_axisbelow(True)
     return figure
