@@ -149,7 +149,7 @@ class Reception:
                             waiter.future = None
                     else:
                         await self._sleep(loop, waiter, deadline)
-                    if self._inboxes.count and len(keys) == 1:
+                    if self._inboxes.count and len(keys) == 1 and keys[0][-1] != "!":
                         got = self._take_drained(keys[0])
                         if got is not None:
                             waiter.found_in_inbox = True

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
+
+from asgi_ipc._codec import encode
+from asgi_ipc._inbox import Entry
 
 from .conftest import Clock
 from .stepping import World, drive
@@ -120,7 +124,7 @@ def test_a_cancelled_receive_leaves_it_in_front(make_world: MakeWorld) -> None:
     assert received(world, "x!a") == [1, 2]
 
 
-def test_what_is_caught_wakes_another(make_world: MakeWorld) -> None:
+def test_what_a_cancelled_receive_leaves_wakes_another(make_world: MakeWorld) -> None:
     """Whoever else waits for that name has it at once."""
     world = make_world(1)
     task = two_waiting(world)
@@ -144,7 +148,22 @@ def test_it_is_found_by_a_receive_of_the_whole_home_too(make_world: MakeWorld) -
     assert received(world, "x!") == [1, 2]
 
 
-def test_nothing_is_caught_after_a_flush(make_world: MakeWorld) -> None:
+def test_who_waits_for_a_home_gets_the_oldest_of_it(make_world: MakeWorld) -> None:
+    """Not first what bears the home's own name."""
+    world = make_world(1)
+    task = world.wait(0, "x!")
+    reception = world.layers[0]._reception
+    reception._check_inbox_epoch()
+    for name in ("x!a", "x!"):
+        entry = Entry("x!", encode({"to": name}), time.monotonic_ns() + 10**10)
+        reception._inboxes.put(entry, [name])
+    (port,) = world.layers[0]._site.ports()
+    port.wake("x!", 1)
+    world.settle()
+    assert task.result() == ("x!a", {"to": "x!a"})
+
+
+def test_nothing_is_left_after_a_flush(make_world: MakeWorld) -> None:
     """Wherever a flush comes: what is not returned by then is gone."""
     world = make_world(1)
     caught = 0
