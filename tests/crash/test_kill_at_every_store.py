@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,38 @@ def test_messages_are_queued_and_taken_whole(make_explorer: MakeExplorer) -> Non
     explorer.explore(world.send(one, "normal", 20))  # into memory that was used before
     explorer.explore(world.send(one, "normal", 20, capacity=1))
     assert total(explorer, "full") == 1
+    check(explorer)
+
+
+def test_what_no_quick_list_has_room_for_is_taken_whole(
+    make_explorer: MakeExplorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body that is too large for them, and one of a class whose list is full: the short way."""
+    explorer = make_explorer(message_bytes=1 << 20)
+    world = explorer.world
+    one, other = world.actors
+    explorer.run(world.send(one, "large", 250_000))
+    explorer.run(world.send(other, "home!x", 260_000))
+    for _ in range(20):
+        explorer.run(world.send(one, "many", 17_000))
+    heads: list[int] = []
+    for actor in world.actors:
+        short_way = actor.messages._pop_head
+
+        def noted(record: int, extent: int, short_way: Any = short_way) -> None:
+            heads.append(extent)
+            short_way(record, extent)
+
+        monkeypatch.setattr(actor.messages, "_pop_head", noted)
+    explorer.explore(world.take_one(one, "large"))
+    explorer.explore(world.take_one(other, "home!x"))
+    assert len(set(heads)) == 2
+    granules = (8 * L.MSG_DATA + 17_000) // L.GRANULE_BYTES + 1
+    for _ in range(L.quick_limit(L.size_class(L.round_to_class(granules)))):
+        explorer.run(world.take_one(one, "many"))
+    assert len(set(heads)) == 2
+    explorer.explore(world.take_one(one, "many"))
+    assert len(set(heads)) == 3
     check(explorer)
 
 
