@@ -52,27 +52,33 @@ class _Arrivals:
 
 
 class Inboxes:
-    """Entries by full name, and by home in the order they came."""
+    """Entries by full name, and by home in the order they came.
+
+    Attributes:
+        count: how many there are.
+        epoch: of the segment they were drained from; for whoever holds this.
+    """
 
     def __init__(self) -> None:
-        self._by_name: dict[str, Entry | deque[Entry]] = {}  # alone, or in order
+        self.by_name: dict[str, Entry | deque[Entry]] = {}  # alone, or in order
         self._by_home: dict[str, _Arrivals] = {}
         self.count = 0
+        self.epoch = 0
 
     def depth(self, name: str) -> int:
         """Return how many messages wait for a full name."""
-        queue = self._by_name.get(name)
+        queue = self.by_name.get(name)
         if queue is None:
             return 0
         return 1 if isinstance(queue, Entry) else len(queue)
 
     def has(self, key: str) -> bool:
         """Whether anything waits for a full name, or for a whole home."""
-        return key in self._by_name or key in self._by_home
+        return key in self.by_name or key in self._by_home
 
     def names(self) -> list[str]:
         """Return the full names that have messages here."""
-        return list(self._by_name)
+        return list(self.by_name)
 
     def homes(self) -> list[tuple[str, int]]:
         """Return the homes that have messages here, and how many."""
@@ -80,7 +86,7 @@ class Inboxes:
 
     def put(self, entry: Entry, names: Sequence[str]) -> None:
         """Add a message for each of some names of its home, behind the others of that name."""
-        by_name = self._by_name
+        by_name = self.by_name
         for name in names:
             queue = by_name.get(name)
             if queue is None:
@@ -108,7 +114,7 @@ class Inboxes:
         arrived.listed = arrived.live
 
     def _lies_under(self, name: str, entry: Entry) -> bool:
-        queue = self._by_name.get(name)
+        queue = self.by_name.get(name)
         return queue is entry or (isinstance(queue, deque) and entry in queue)
 
     def pop(self, name: str, now_ns: int, dropped: list[Entry]) -> Entry | None:
@@ -117,7 +123,7 @@ class Inboxes:
         Args:
             dropped: receives the expired messages that were met on the way.
         """
-        while (queue := self._by_name.pop(name, None)) is not None:
+        while (queue := self.by_name.pop(name, None)) is not None:
             entry = self._shift(name, queue)
             if entry.deadline_ns > now_ns:
                 return entry
@@ -126,11 +132,15 @@ class Inboxes:
 
     def pop_alone(self, name: str, now_ns: int) -> Entry | None:
         """Return the message for a full name if it is the only one, lives and is not counted."""
-        entry = self._by_name.get(name)
+        entry = self.by_name.get(name)
         if not isinstance(entry, Entry) or entry.leaf or entry.deadline_ns <= now_ns:
             return None
-        del self._by_name[name]
-        self._went(entry)
+        del self.by_name[name]
+        self.count -= 1
+        arrived = self._by_home[entry.home]
+        arrived.live -= 1
+        if not arrived.live:
+            del self._by_home[entry.home]
         return entry
 
     def pop_home(self, home: str, now_ns: int, dropped: list[Entry]) -> tuple[str, Entry] | None:
@@ -141,11 +151,11 @@ class Inboxes:
             arrived.listed -= 1
             if not names:
                 arrived.batches.popleft()
-            queue = self._by_name.get(name)
+            queue = self.by_name.get(name)
             # The oldest of its home is the oldest of its name, or was read by that name.
             if queue is None or (queue is not entry and first_of(queue) is not entry):
                 continue
-            self._shift(name, self._by_name.pop(name))
+            self._shift(name, self.by_name.pop(name))
             if entry.deadline_ns > now_ns:
                 return name, entry
             dropped.append(entry)
@@ -158,7 +168,7 @@ class Inboxes:
         else:
             entry = queue.popleft()
             if queue:
-                self._by_name[name] = queue
+                self.by_name[name] = queue
         self._went(entry)
         return entry
 
@@ -172,15 +182,15 @@ class Inboxes:
     def expire(self, now_ns: int) -> list[Entry]:
         """Remove and return every expired message."""
         dropped = []
-        for name, queue in list(self._by_name.items()):
+        for name, queue in list(self.by_name.items()):
             old = [queue] if isinstance(queue, Entry) else list(queue)
             kept = deque(entry for entry in old if entry.deadline_ns > now_ns)
             if len(kept) == len(old):
                 continue
             if kept:
-                self._by_name[name] = kept
+                self.by_name[name] = kept
             else:
-                del self._by_name[name]
+                del self.by_name[name]
             gone = [entry for entry in old if entry.deadline_ns <= now_ns]
             for entry in gone:
                 self._went(entry)
@@ -189,7 +199,7 @@ class Inboxes:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._by_name.clear()
+        self.by_name.clear()
         self._by_home.clear()
         self.count = 0
 

@@ -73,6 +73,8 @@ class Waiter:
         has_duty: it was rung for its home, so whatever it finds elsewhere it must look there.
         found_in_inbox: it got a message that somebody else had drained.
         parked: it has been waiting, so its loop's parked bits may be set.
+        port: if it rests: where it was added to.
+        closings: if it rests: what ``Site.closings`` was when it began to.
     """
 
     # Defaults on the class: a wait sets what differs, and most set nothing.
@@ -82,8 +84,10 @@ class Waiter:
     found_in_inbox = False
     was_woken = False
     has_duty = False
+    port: Port
+    closings: int
 
-    def __init__(self, keys: Sequence[str], homes: Sequence[str]) -> None:
+    def __init__(self, keys: tuple[str, ...], homes: tuple[str, ...]) -> None:
         self.keys = keys
         self.homes = homes
 
@@ -153,11 +157,11 @@ class Port:
         self._anchor = anchor
         self._serve = serve
         self._on_safety = on_safety
-        self._waiters: dict[str, Waiter | dict[Waiter, None]] = {}  # alone, or in order
-        self._homes: dict[str, int] = {}  # how many waiters wait in each home
+        self.waiters: dict[str, Waiter | dict[Waiter, None]] = {}  # alone, or in order
+        self.homes: dict[str, int] = {}  # how many waiters wait in each home
         self._ever: set[str] = set()  # process-specific homes this loop has received for
         self._to_withdraw: set[str] = set()  # when the lock is free again
-        self._waiter_count = 0
+        self.waiter_count = 0
         self.spin = Spin()
         self._timer: Timer | None = None
         self._look_is_due = False
@@ -168,11 +172,11 @@ class Port:
         except BaseException:
             bell.close()
             raise
-        self._fittings = _Fittings(bell, door)
+        self.fittings = _Fittings(bell, door)
         try:
             self.slot, self.token = store.slots.claim(random)
         except BaseException:
-            self._fittings.close()
+            self.fittings.close()
             raise
         ringer.own[self.token] = self._rung_from_here
         loop.add_reader(bell.read_fd, self._on_ring)
@@ -185,18 +189,18 @@ class Port:
             self._until_closed.__anext__().send(None)
         except StopIteration:
             pass
-        self._finalizer = weakref.finalize(loop, self._fittings.close)
+        self._finalizer = weakref.finalize(loop, self.fittings.close)
         if hasattr(loop, "on_close"):  # an adapter, which knows no asynchronous generators
             loop.on_close(self.close)
 
     @property
     def is_open(self) -> bool:
         """Whether the port still has its slot."""
-        return self._fittings.open
+        return self.fittings.open
 
     def serves(self, loop: HostLoop) -> bool:
         """Whether this is the port of a loop, and open."""
-        return self._fittings.open and self._loop() is loop
+        return self.fittings.open and self._loop() is loop
 
     def is_orphaned(self) -> bool:
         """Whether the loop was closed without telling anybody."""
@@ -205,7 +209,7 @@ class Port:
 
     def has_lost_its_door(self) -> bool:
         """Whether somebody removed the socket, so that nobody can ring any more."""
-        return self.is_open and not os.path.exists(self._fittings.door.path)
+        return self.is_open and not os.path.exists(self.fittings.door.path)
 
     def loop(self) -> HostLoop | None:
         """Return the loop, unless it is gone."""
@@ -215,7 +219,7 @@ class Port:
 
     def add(self, waiter: Waiter) -> None:
         """Let somebody wait; whoever calls this calls ``remove``, whatever happens."""
-        waiters = self._waiters
+        waiters = self.waiters
         for key in waiter.keys:
             others = waiters.setdefault(key, waiter)
             if others is not waiter:
@@ -223,7 +227,7 @@ class Port:
                     waiters[key] = {others: None, waiter: None}
                 else:
                     others[waiter] = None
-        homes = self._homes
+        homes = self.homes
         for home in waiter.homes:
             count = homes.get(home)
             if count is None:
@@ -232,7 +236,7 @@ class Port:
                     self._ever.add(home)
             else:
                 homes[home] = count + 1
-        self._waiter_count += 1
+        self.waiter_count += 1
         if self._timer is None:
             loop = self._loop()
             assert loop is not None
@@ -244,7 +248,7 @@ class Port:
         Args:
             got: it took a message, and ``take`` has taken care of the parked bits.
         """
-        waiters = self._waiters
+        waiters = self.waiters
         for key in waiter.keys:
             waiting = waiters.get(key)
             if waiting is waiter:
@@ -255,22 +259,22 @@ class Port:
                     del waiters[key]
         others = False
         for home in waiter.homes:
-            count = self._homes[home] - 1
+            count = self.homes[home] - 1
             if count:
-                self._homes[home] = count
+                self.homes[home] = count
                 others = True
             else:
-                del self._homes[home]
-        self._waiter_count -= 1
+                del self.homes[home]
+        self.waiter_count -= 1
         if not got and (waiter.parked or waiter.was_woken) and self.is_open:
-            self._withdraw([home for home in waiter.homes if home not in self._homes])
+            self._withdraw([home for home in waiter.homes if home not in self.homes])
             if others and waiter.was_woken and (waiter.has_duty or not waiter.found_in_inbox):
                 for key in waiter.keys:  # what it was woken for may lie in an inbox
                     self._wake_here(key, 1)
                 self.look_soon()
         if others and waiter.was_woken and len(waiter.keys) > 1:
             self._pass_on(waiter)
-        if not self._waiter_count and self._timer is not None:
+        if not self.waiter_count and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
@@ -280,25 +284,25 @@ class Port:
         for key in waiter.keys:
             if "!" in key or may_have(key):
                 self._wake_here(key, 1)
-        if any(home[-1] == "!" and home in self._homes and may_have(home) for home in waiter.homes):
+        if any(home[-1] == "!" and home in self.homes and may_have(home) for home in waiter.homes):
             self.look_soon()
 
     def only_waited_by(self, waiter: Waiter) -> list[str]:
         """Return the homes nobody else on this loop waits in."""
-        return [home for home in waiter.homes if self._homes.get(home) == 1]
+        return [home for home in waiter.homes if self.homes.get(home) == 1]
 
     def is_alone(self, home: str) -> bool:
         """Whether only one waits in a home on this loop, so that nobody else needs parking."""
-        return self._homes.get(home) == 1
+        return self.homes.get(home) == 1
 
     def waited_names(self) -> Container[str]:
         """Return what is waited for, as a container of names."""
-        return self._waiters
+        return self.waiters
 
     def wake(self, key: str, count: int) -> None:
         """Wake up to ``count`` of those who wait for a name, from whatever thread."""
         loop = self._loop()
-        if loop is None or key not in self._waiters:
+        if loop is None or key not in self.waiters:
             return
         if runs_here(loop):
             self._wake_here(key, count)
@@ -316,7 +320,7 @@ class Port:
         if runs_here(loop):
             self._wake_each_here(keys)
             return
-        waited = [key for key in keys if key in self._waiters]
+        waited = [key for key in keys if key in self.waiters]
         if not waited:
             return
         try:
@@ -325,11 +329,14 @@ class Port:
             pass  # the loop was closed meanwhile, and its waiters with it
 
     def _wake_each_here(self, keys: Sequence[str]) -> None:
-        waiters = self._waiters
+        waiters = self.waiters
         for key in keys:
             waiting = waiters.get(key)
             if isinstance(waiting, Waiter):
-                waiting.wake()
+                waiting.was_woken = True
+                future = waiting.future
+                if future is not None and not future.done():
+                    future.set_result(None)
             elif waiting is not None:
                 self._wake_here(key, 1)
 
@@ -341,7 +348,7 @@ class Port:
                     return
 
     def _waiting(self, key: str) -> Iterable[Waiter]:
-        waiting = self._waiters.get(key, ())
+        waiting = self.waiters.get(key, ())
         return (waiting,) if isinstance(waiting, Waiter) else waiting
 
     # -- being rung ----------------------------------------------------------------------
@@ -357,7 +364,7 @@ class Port:
         if loop is not None and runs_here(loop):
             self.look_soon()
         else:
-            ring(self._fittings.bell.ring_fd)
+            ring(self.fittings.bell.ring_fd)
         return True
 
     def look_soon(self) -> None:
@@ -369,11 +376,11 @@ class Port:
 
     def _on_ring(self) -> None:
         if self.is_open:
-            self._fittings.bell.drain()
+            self.fittings.bell.drain()
             self._look()
 
     def _on_door(self) -> None:
-        if self.is_open and self._fittings.door.answer():
+        if self.is_open and self.fittings.door.answer():
             self._look()
 
     def _look(self, everything: bool = False) -> None:
@@ -382,19 +389,19 @@ class Port:
         if not self.is_open:
             return
         if not everything:
-            if self._waiter_count == 1:
-                for only in self._waiters.values():  # none, if it waits for no channel at all
+            if self.waiter_count == 1:
+                for only in self.waiters.values():  # none, if it waits for no channel at all
                     _wake_one(only)
                     break
                 return
-            if len(self._homes) == 1:
-                (home,) = self._homes
+            if len(self.homes) == 1:
+                (home,) = self.homes
                 if home[-1] == "!":
                     self._wake_in(home, 1)
                     return
         try:
             waiting = self._store.slots.look(
-                self.slot, self.token, list(self._homes), hinted=not everything
+                self.slot, self.token, list(self.homes), hinted=not everything
             )
         except LockBusy:
             loop = self._loop()
@@ -419,9 +426,9 @@ class Port:
         if home[-1] != "!":
             self._wake_here(home, depth)
             return
-        if self._homes[home] > 1 and home not in self._waiters and self._serve(self, home):
+        if self.homes[home] > 1 and home not in self.waiters and self._serve(self, home):
             return
-        for key, waiting in self._waiters.items():
+        for key, waiting in self.waiters.items():
             if key.startswith(home) and _wake_one(waiting):
                 return
 
@@ -443,17 +450,17 @@ class Port:
 
     def _withdraw_again(self) -> None:
         if self.is_open:
-            self._to_withdraw.difference_update(self._homes)
+            self._to_withdraw.difference_update(self.homes)
             self._withdraw(list(self._to_withdraw))
 
     def _safety(self) -> None:
         self._timer = None
         loop = self._loop()
-        if not self._waiter_count or loop is None or not self.is_open:
+        if not self.waiter_count or loop is None or not self.is_open:
             return
         self._timer = loop.call_later(SAFETY_S, self._safety)
         self._on_safety()
-        if not self._store.slots.rests(self.slot, self._homes):
+        if not self._store.slots.rests(self.slot, self.homes):
             self._look(everything=True)
 
     # -- closing -------------------------------------------------------------------------
@@ -466,9 +473,9 @@ class Port:
         self._ringer.own.pop(self.token, None)
         self._finalizer.detach()
         if loop is not None and not loop.is_closed():
-            loop.remove_reader(self._fittings.bell.read_fd)
-            loop.remove_reader(self._fittings.door.listener)
-        self._fittings.close()
+            loop.remove_reader(self.fittings.bell.read_fd)
+            loop.remove_reader(self.fittings.door.listener)
+        self.fittings.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -477,20 +484,20 @@ class Port:
                 self._store.slots.release(
                     self.slot,
                     self.token,
-                    [*self._homes, *self._ever, *self._to_withdraw],
+                    [*self.homes, *self._ever, *self._to_withdraw],
                     self._anchor,
                 )
         except (LockBusy, IPCError):
             pass  # its door is closed: whoever rings next reaps the slot
         if loop is not None and not loop.is_closed():
-            for key in self._waiters:
+            for key in self.waiters:
                 for waiter in self._waiting(key):
                     waiter.wake()
 
     def abandon(self) -> None:
         """Let go in a forked child: the loop, the slot and the door are the parent's."""
         self._finalizer.detach()
-        self._fittings.close(unlink=False)
+        self.fittings.close(unlink=False)
 
 
 def _wake_one(waiting: Waiter | Iterable[Waiter]) -> bool:

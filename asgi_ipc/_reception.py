@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from . import _codec
+from . import _layout as L
 from ._fanout import Drop
 from ._inbox import Entry, Inboxes
 from ._port import HostLoop, Port, Waiter
@@ -28,6 +29,7 @@ __all__ = ["Received", "Reception"]
 
 Received = tuple[str, dict[str, Any]]
 
+_EPOCH = L.EPOCH
 _BATCH = 64  # messages taken from a process-specific home in one hold of the lock
 _OWED = 32
 
@@ -54,18 +56,17 @@ class Reception:
             on_drop: told which group messages found no room there.
             spin_rounds: see ``AsyncIPCChannelLayer``.
         """
-        self._spin_rounds = spin_rounds
+        self.spin_rounds = spin_rounds
         self._capacity_of = capacity_of
         self._on_drop = on_drop
-        self._inboxes = Inboxes()
-        self._inbox_epoch = 0
+        self.inboxes = Inboxes()
         self._owed: list[tuple[int, int]] = []
         self._pay_is_due = False
         self._turn = 0
 
     def reset(self) -> None:
         """Forget what was taken: the layer was closed, or this is a forked child."""
-        self._inboxes = Inboxes()
+        self.inboxes = Inboxes()
         self._owed = []
         self._pay_is_due = False
 
@@ -102,7 +103,7 @@ class Reception:
             is_asyncio = loop is None
             loop = loop or asyncio.get_running_loop()
             port = self.site.port_of(loop)
-            if is_asyncio and port is not None and self._spin_rounds and port.spin.begins():
+            if is_asyncio and port is not None and self.spin_rounds and port.spin.begins():
                 got = await self._spin(port, keys, homes, deadline)
                 if got is not None:
                     return got
@@ -116,7 +117,33 @@ class Reception:
             if got is not None or not block:
                 return got
         assert loop is not None
-        waiter = Waiter(keys, homes)
+        return await self._wait(Waiter(keys, homes), loop, port, closings, deadline, pause)
+
+    async def go_on(
+        self, waiter: Waiter, pause: Callable[[float], Awaitable[None]]
+    ) -> Received | None:
+        """Do what ``receive`` does, for one that rested and was woken but not served."""
+        loop = asyncio.get_running_loop()
+        return await self._wait(
+            waiter, loop, waiter.port, waiter.closings, None, pause, is_added=True
+        )
+
+    async def _wait(
+        self,
+        waiter: Waiter,
+        loop: HostLoop,
+        port: Port | None,
+        closings: int,
+        deadline: float | None,
+        pause: Callable[[float], Awaitable[None]],
+        is_added: bool = False,
+    ) -> Received | None:
+        """Wait until there is a message, or the time is over.
+
+        Args:
+            is_added: the waiter was added to the port before, and was woken.
+        """
+        keys, homes = waiter.keys, waiter.homes
         while True:
             if port is None:
                 try:
@@ -124,9 +151,11 @@ class Reception:
                 except LockBusy:
                     port = await self.site.patiently(pause, self.site.make_port, loop)
             took = False
-            port.add(waiter)
+            if not is_added:
+                port.add(waiter)
+            is_added = False
             try:
-                while True:
+                while port.is_open:
                     if waiter.parked or not self._parks_at_once(keys, homes, port):
                         try:
                             got = self._take(keys, homes, port, waiter)
@@ -149,15 +178,13 @@ class Reception:
                             waiter.future = None
                     else:
                         await self._sleep(loop, waiter, deadline)
-                    if self._inboxes.count and len(keys) == 1 and keys[0][-1] != "!":
+                    if self.inboxes.count and len(keys) == 1 and keys[0][-1] != "!":
                         got = self._take_drained(keys[0])
                         if got is not None:
                             waiter.found_in_inbox = True
                             return got
                     if waiter.is_late:
                         return self._last_look(keys, homes)
-                    if not port.is_open:
-                        break
             finally:
                 port.remove(waiter, got=took)
             self._check_not_closed(closings)
@@ -174,7 +201,7 @@ class Reception:
         site = self.site
         closings = site.closings
         try:
-            rounds = self._spin_rounds if site.messages.slots.are_kept(homes, port.token) else 0
+            rounds = self.spin_rounds if site.messages.slots.are_kept(homes, port.token) else 0
             for _ in range(rounds):
                 await next_round()
                 if site.closings != closings or not site.is_open:
@@ -234,7 +261,7 @@ class Reception:
         """Whether a first look could be spared: one home, and it is empty."""
         return (
             len(homes) == 1
-            and not (self._inboxes.count and self._lies_in_inbox(keys))
+            and not (self.inboxes.count and self._lies_in_inbox(keys))
             and self.site.messages.slots.park_one(homes[0], port.slot, port.token)
         )
 
@@ -248,7 +275,7 @@ class Reception:
         return False
 
     def _lies_in_inbox(self, keys: tuple[str, ...]) -> bool:
-        has = self._inboxes.has
+        has = self.inboxes.has
         for key in keys:  # noqa: SIM110 - any() costs more than all the rest of it
             if has(key):
                 return True
@@ -331,7 +358,7 @@ class Reception:
                     return self._decoded(first)
 
     def _find_in_inbox(self, keys: tuple[str, ...], waiter: Waiter | None) -> Received | None:
-        if not self._inboxes.count or not self._lies_in_inbox(keys):
+        if not self.inboxes.count or not self._lies_in_inbox(keys):
             return None
         got = self._take_from_inboxes(keys)
         if got is not None and waiter is not None:
@@ -353,10 +380,10 @@ class Reception:
             taken = messages.take_one(key, rung=rung)
         else:
             seems_there = rung or messages.may_have(home)
-            if not seems_there and not (self._inboxes.count and self._inboxes.has(key)):
+            if not seems_there and not (self.inboxes.count and self.inboxes.has(key)):
                 return None
             with self.site.mutex:
-                if self._inboxes.count and self._inboxes.has(key):
+                if self.inboxes.count and self.inboxes.has(key):
                     got = self._take_from_inboxes((key,))
                     if got is not None:
                         return got
@@ -397,9 +424,9 @@ class Reception:
         dropped: list[Entry] = []
         found = None
         with self.site.mutex:
-            if self.site.messages.epoch() != self._inbox_epoch:
+            if self.site.messages.epoch() != self.inboxes.epoch:
                 self._check_inbox_epoch()
-            inboxes = self._inboxes
+            inboxes = self.inboxes
             now = time.monotonic_ns()
             for key in keys:
                 if key[-1] == "!":
@@ -418,10 +445,12 @@ class Reception:
 
     def _take_drained(self, key: str) -> Received | None:
         """Do the same for one full name in the usual case, straight: for each of thousands."""
-        with self.site.mutex:
-            if self.site.messages.epoch() != self._inbox_epoch:
+        site = self.site
+        with site.mutex:
+            words = site.messages.segment.words
+            if words is None or words[_EPOCH] != self.inboxes.epoch:
                 return None
-            entry = self._inboxes.pop_alone(key, time.monotonic_ns())
+            entry = self.inboxes.pop_alone(key, time.monotonic_ns())
         return None if entry is None else (key, _codec.decode(entry.body))
 
     # -- inboxes -------------------------------------------------------------------------
@@ -440,7 +469,7 @@ class Reception:
                     entry = Entry(
                         home, message.body, message.deadline_ns, message.leaf, message.leaf_ident
                     )
-                    self._inboxes.put(entry, names)
+                    self.inboxes.put(entry, names)
                     left += names
         for port in self.site.ports() if left else ():
             port.wake_each(left)
@@ -454,9 +483,9 @@ class Reception:
 
     def _with_room(self, members: Sequence[str], drops: list[Drop]) -> Sequence[str]:
         """Return the members whose inbox is not full, and note the others."""
-        if not self._inboxes.count:
+        if not self.inboxes.count:
             return members
-        depth_of = self._inboxes.depth
+        depth_of = self.inboxes.depth
         served = []
         for name in members:
             depth = depth_of(name)
@@ -496,7 +525,7 @@ class Reception:
         if (not owed and not dropped) or not self.site.is_open:
             return
         try:
-            self.site.messages.credit(owed, dropped, epoch=self._inbox_epoch)
+            self.site.messages.credit(owed, dropped, epoch=self.inboxes.epoch)
         except LockBusy:
             with self.site.mutex:
                 self._owed += owed
@@ -506,20 +535,20 @@ class Reception:
 
     def _check_inbox_epoch(self) -> None:
         epoch = self.site.messages.epoch()
-        if epoch != self._inbox_epoch:  # flushed by somebody
-            self._inbox_epoch = epoch
-            self._inboxes.clear()
+        if epoch != self.inboxes.epoch:  # flushed by somebody
+            self.inboxes.epoch = epoch
+            self.inboxes.clear()
             self._owed.clear()
 
     def on_safety(self) -> None:
         """Drop what has expired in the inboxes, and wake whoever could have what is there."""
-        if not self._inboxes.count:
+        if not self.inboxes.count:
             return
         with self.site.mutex:
-            for one in self._inboxes.expire(time.monotonic_ns()):
+            for one in self.inboxes.expire(time.monotonic_ns()):
                 if one.leaf:
                     self._owe(one.leaf, one.leaf_ident)
-            names, homes = self._inboxes.names(), self._inboxes.homes()
+            names, homes = self.inboxes.names(), self.inboxes.homes()
         for port in self.site.ports():
             port.wake_each(names)
             for home, count in homes:

@@ -81,7 +81,7 @@ class Site:
         self._serve = serve
         self._on_reset = on_reset
         self._on_safety = on_safety
-        self._ports: dict[int, Port] = {}  # by the id of the loop, which a port knows weakly
+        self.port_by_loop: dict[int, Port] = {}  # by the id of the loop, which a port knows weakly
         self._anchor: Anchor | None = None  # made with the first port
         self._ringer = Ringer(bells_directory(prefix))
         options: dict[str, Any] = {"mode": mode, "lock_timeout": lock_timeout}
@@ -203,9 +203,9 @@ class Site:
     def after_fork_in_child(self) -> None:
         """Make everything the child's own that it would otherwise share with its parent."""
         self.mutex = threading.RLock()
-        for port in self._ports.values():
+        for port in self.port_by_loop.values():
             port.abandon()
-        self._ports = {}
+        self.port_by_loop = {}
         self._close_anchor()
         self._ringer.own.clear()
         self._ringer.close()
@@ -218,11 +218,11 @@ class Site:
 
     def ports(self) -> list[Port]:
         """Return the ports of all loops that have waited."""
-        return list(self._ports.values())
+        return list(self.port_by_loop.values())
 
     def port_of(self, loop: HostLoop) -> Port | None:
         """Return a loop's port if it has one that is open."""
-        port = self._ports.get(id(loop))
+        port = self.port_by_loop.get(id(loop))
         return port if port is not None and port.serves(loop) else None
 
     def make_port(self, loop: HostLoop) -> Port:
@@ -237,15 +237,15 @@ class Site:
                 return port
             if not self.is_open:
                 self.open()
-            for key, other in list(self._ports.items()):
+            for key, other in list(self.port_by_loop.items()):
                 if other.is_orphaned():
                     other.close()
-                    self._ports.pop(key, None)
+                    self.port_by_loop.pop(key, None)
             directory = bells_directory(self.prefix)
             make_directory(directory, self.mode)
             if self._anchor is None:
                 self._anchor = Anchor(directory, self.mode)
-            port = self._ports[id(loop)] = Port(
+            port = self.port_by_loop[id(loop)] = Port(
                 loop,
                 self.messages,
                 self._ringer,
@@ -272,7 +272,7 @@ class Site:
     def _close_ports(self) -> None:
         for port in self.ports():
             _close_on_its_loop(port)
-        self._ports.clear()
+        self.port_by_loop.clear()
 
     async def patiently(
         self,

@@ -46,6 +46,13 @@ class Spin:
         self._is_on = True
         return True
 
+    def is_due(self) -> bool:
+        """Whether ``begins`` would say so; if not, this was counted as its answer."""
+        if self._to_skip and not self._is_on:
+            self._to_skip -= 1
+            return False
+        return not self._is_on
+
     def ended(self, *, found: bool) -> None:
         """Learn from how it went."""
         self._is_on = False

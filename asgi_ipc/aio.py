@@ -27,6 +27,7 @@ from ._membership import Snapshot
 from ._port import HostLoop
 from ._queues import EXCLUDED_LIMIT
 from ._reception import Reception
+from ._resting import give_up, rest, served
 from ._segment import LockBusy
 from ._site import Site
 from ._store import MANY, Letter
@@ -354,9 +355,25 @@ class AsyncIPCChannelLayer:
             LayerClosed: the layer was closed while this was waiting.
         """
         name, home, _ = self._names.get(channel) or self._learn(channel)
-        got = self._reception.take_now(name, home)
-        if got is None:
-            got = await self._reception.receive((name,), (home,), True, None, self.pause)
+        reception = self._reception
+        waiter = None
+        if name is not home:
+            waiter = rest(self._site, reception.inboxes, name, home, reception.spin_rounds)
+        if waiter is None:
+            got = reception.take_now(name, home)
+            if got is None:
+                got = await reception.receive((name,), (home,), True, None, self.pause)
+        else:
+            try:
+                assert waiter.future is not None
+                await waiter.future
+                message = served(self._site, reception.inboxes, waiter)
+            except BaseException:
+                give_up(waiter)
+                raise
+            if message is not None:
+                return message
+            got = await reception.go_on(waiter, self.pause)
         assert got is not None
         return got[1]
 

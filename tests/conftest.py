@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -185,13 +186,28 @@ def _close_and_check(layers: list[AsyncIPCChannelLayer]) -> None:
     assert not problems
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test that makes worlds one for each way to wait for one name.
+
+    Resting is what ``receive`` does where it need not spin first; those of ``test_spin`` do.
+    """
+    if "make_world" in metafunc.fixturenames:
+        ways = getattr(metafunc.module, "WAYS", ["receive_async", "receive", "resting"])
+        metafunc.parametrize("make_world", ways, indirect=True)
+
+
 @pytest.fixture
-def make_world(make_layer: Callable[..., AsyncIPCChannelLayer]) -> Iterator[Callable[[int], World]]:
+def make_world(
+    make_layer: Callable[..., AsyncIPCChannelLayer], request: pytest.FixtureRequest
+) -> Iterator[Callable[[int], World]]:
     """Make worlds of loops that are run step by step."""
     made: list[World] = []
+    by_name = request.param != "receive_async"
+    spin_rounds = 0 if request.param == "resting" else 16
 
     def make(loop_count: int) -> World:
-        made.append(World(make_layer, loop_count))
+        make_one = partial(make_layer, spin_rounds=spin_rounds)
+        made.append(World(make_one, loop_count, by_name=by_name))
         return made[-1]
 
     yield make

@@ -89,10 +89,26 @@ def drive(coroutine: Coroutine[Any, Any, R]) -> R:
     raise AssertionError("it suspended")
 
 
+async def _receive_named(layer: AsyncIPCChannelLayer, channel: str) -> tuple[str, dict[str, Any]]:
+    return channel, await layer.receive(channel)
+
+
 class World:
     """Loops and layers of one prefix, what was sent, and who waits for what."""
 
-    def __init__(self, make_layer: Callable[..., AsyncIPCChannelLayer], loop_count: int) -> None:
+    def __init__(
+        self,
+        make_layer: Callable[..., AsyncIPCChannelLayer],
+        loop_count: int,
+        *,
+        by_name: bool = False,
+    ) -> None:
+        """Make them.
+
+        Args:
+            by_name: who waits for one full name does so with ``receive``.
+        """
+        self._by_name = by_name
         self.loops = [SteppingLoop() for _ in range(loop_count)]
         self.layers = [make_layer() for _ in range(loop_count)]
         self.outside = make_layer()
@@ -106,9 +122,19 @@ class World:
 
     def wait(self, where: int, *channels: str) -> asyncio.Task[Any]:
         """Start a receive on a loop and let it come to rest."""
-        task = self.loops[where].create_task(self.layers[where].receive_async(channels))
-        self.waiting.append((where, channels, task))
+        task = self.begin_to_wait(where, *channels)
         self.settle()
+        return task
+
+    def begin_to_wait(self, where: int, *channels: str) -> asyncio.Task[Any]:
+        """Start a receive on a loop, in its next step."""
+        layer = self.layers[where]
+        task: asyncio.Task[Any]
+        if self._by_name and len(channels) == 1 and channels[0][-1] != "!":
+            task = self.loops[where].create_task(_receive_named(layer, channels[0]))
+        else:
+            task = self.loops[where].create_task(layer.receive_async(channels))
+        self.waiting.append((where, channels, task))
         return task
 
     def send(self, channel: str, layer: AsyncIPCChannelLayer | None = None) -> None:

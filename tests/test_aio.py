@@ -289,8 +289,8 @@ async def test_a_cancelled_receive_leaves_no_waiter(make_layer: MakeLayer) -> No
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     (port,) = layer._site.ports()
-    assert not port._waiters
-    assert not port._homes
+    assert not port.waiters
+    assert not port.homes
 
 
 async def test_many_waiters_of_one_channel_share_its_messages(make_layer: MakeLayer) -> None:

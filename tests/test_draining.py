@@ -19,7 +19,7 @@ STEPS = 12
 
 def drained(world: World) -> int:
     """Return how many messages have been drained and not been received yet."""
-    return world.layers[0]._reception._inboxes.count
+    return world.layers[0]._reception.inboxes.count
 
 
 def until_drained(world: World) -> None:
@@ -29,10 +29,9 @@ def until_drained(world: World) -> None:
 
 
 def two_waiting(world: World) -> asyncio.Task[Any]:
-    """Let two wait below one home; return the receive for ``x!a``."""
-    task = world.wait(0, "x!a")
+    """Let two wait below one home; return the receive for ``x!a``, which comes second."""
     world.wait(0, "x!b")
-    return task
+    return world.wait(0, "x!a")
 
 
 def end_all(world: World) -> None:
@@ -156,7 +155,7 @@ def test_who_waits_for_a_home_gets_the_oldest_of_it(make_world: MakeWorld) -> No
     reception._check_inbox_epoch()
     for name in ("x!a", "x!"):
         entry = Entry("x!", encode({"to": name}), time.monotonic_ns() + 10**10)
-        reception._inboxes.put(entry, [name])
+        reception.inboxes.put(entry, [name])
     (port,) = world.layers[0]._site.ports()
     port.wake("x!", 1)
     world.settle()

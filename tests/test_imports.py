@@ -28,6 +28,7 @@ ROOMS = [
     {"_port", "_poll_loop"},
     {"_twin"},
     {"_site"},
+    {"_resting"},
     {"_reception"},
     {"aio"},
     {"_twisted"},

@@ -208,7 +208,7 @@ def test_both_kinds_of_bell_wake(
     for where in places(3, 6):
         world.run(two_loops_one_cancelled(world), where)
         assert world.problem() is None, where
-    assert isinstance(world.layers[0]._site.ports()[0]._fittings.bell, PipeBell) == (
+    assert isinstance(world.layers[0]._site.ports()[0].fittings.bell, PipeBell) == (
         kind == "PipeBell"
     )
 

@@ -20,6 +20,7 @@ from .test_wakeups import HOMES, MIXED, NAMES, SEVERAL, Keys, random_waits_and_s
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
 MakeWorld = Callable[[int], World]
 ROUNDS = 16
+WAYS = ["receive_async", "receive"]
 
 
 def skipped(spin: Spin) -> int:

@@ -200,8 +200,7 @@ def something_happens(
         dice.choice(world.waiting)[2].cancel()
     elif what == "wait":
         keys = dice.choice(choices)
-        task = world.loops[where].create_task(world.layers[where].receive_async(keys))
-        world.waiting.append((where, keys, task))
+        world.begin_to_wait(where, *keys)
     elif what == "step":
         for _ in range(dice.randint(1, 5)):
             for loop in world.loops:

@@ -309,5 +309,5 @@ async def test_a_channel_nobody_reads_costs_its_capacity_only(make_ours: MakeLay
     for number in range(200):
         await layer.group_send("g", {"n": number})
         assert await layer.receive(busy) == {"n": number}
-    assert layer._reception._inboxes.count <= 5
+    assert layer._reception.inboxes.count <= 5
     assert [(await layer.receive(abandoned))["n"] for _ in range(5)] == list(range(5))

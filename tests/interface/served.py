@@ -35,9 +35,9 @@ async def state() -> dict[str, Any]:
     }
     if server is not None:
         found |= server.statistics()
-        found["waiters"] = sum(port._waiter_count for port in server.layer._site.ports())
+        found["waiters"] = sum(port.waiter_count for port in server.layer._site.ports())
         found |= await server.layer.global_statistics()
-        found["inbox"] = server.layer._reception._inboxes.count
+        found["inbox"] = server.layer._reception.inboxes.count
     return found
 
 
