@@ -72,15 +72,11 @@ def served(site: Site, inboxes: Inboxes, waiter: Waiter) -> dict[str, Any] | Non
     """Return the message that woke one which rested; ``None``: it has to look for itself."""
     waiter.future = None
     key = waiter.keys[0]
-    mutex = site.mutex
-    mutex.acquire()  # `with` takes three times as long
-    try:
+    with site.mutex:
         words = site.messages.segment.words
         if words is None or words[_EPOCH] != inboxes.epoch:
             return None
         entry = inboxes.pop_alone(key, time.monotonic_ns())
-    finally:
-        mutex.release()
     if entry is None:
         return None
     message = _codec.decode(entry.body)
