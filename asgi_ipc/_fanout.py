@@ -116,7 +116,6 @@ class Fanout:
             drops += planned.found.drops
             plan = planned.plan
             for target in planned.found.targets:
-                self.slots.wake(plan, target.record)
                 loop = self.segment.words[target.record + L.CH_LOOP]
                 if target.version and self.slots.found_dead(loop):
                     dead.append(target.name)
@@ -155,6 +154,9 @@ class Fanout:
         """
         found = self._find_targets(message, part, make=make or (lambda *_: 0))
         plan = Plan(self.segment.words)
+        for target in found.targets:
+            # Before the rest is prepared: whoever is rung needs longer to get here.
+            self.slots.wake(plan, target.record)
         size = len(message.body)
         fresh = not stored and bool(found.targets)
         try:

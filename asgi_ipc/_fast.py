@@ -22,7 +22,7 @@ from ._queues import Popped
 from ._scratch import borrow
 from ._segment import Segment
 
-__all__ = ["BATCH_BYTES", "LARGEST_BYTES", "append", "drain", "park", "pop"]
+__all__ = ["BATCH_BYTES", "LARGEST_BYTES", "append", "drain", "open_envelope", "park", "pop"]
 
 LARGEST_BYTES = L.LARGEST_QUICK * L.GRANULE_BYTES - 8 * L.MSG_DATA - 255
 """Bodies up to this size are appended here; 255 for the longest name."""
@@ -410,3 +410,70 @@ def drain(
         plan[record + _TAKEN_WORD] = taken
         plan[record + _HEAD_WORD] = extent if taken != sent else 0
     return popped
+
+
+def open_envelope(segment: Segment, plan: dict[int, int], record: int, now: int) -> Popped | None:
+    """Plan the removal of a group's envelope from the head of a home; ``None``: it is none.
+
+    Or it is not ordinary: expired, not for all members, the last of a body without a quick
+    list. Called with the lock held and nothing planned; says whom it is for by group and version.
+    """
+    words = segment.words
+    memory = segment.memory
+    sent, taken = words[record + _SENT_WORD], words[record + _TAKEN_WORD]
+    extent = words[record + _HEAD_WORD]
+    first, end = segment.heap_start, segment.backed_end
+    if sent == taken or extent & 3 or not first <= extent < end:
+        return None
+    header, _, _, following, deadline, _, leaf, lengths = _MESSAGE(memory, 8 * extent)
+    name_bytes = lengths >> _NAME_SHIFT & 0xFF
+    size = lengths & 0xFFFFFFFF
+    granules = header & _SIZE_MASK
+    if (
+        lengths >> L.MSG_FLAG_SHIFT != L.MSG_FLAG_GROUP
+        or header >> _KIND_SHIFT != _IS_MESSAGE
+        or deadline <= now
+        or name_bytes + 16 > granules * _GRANULE - _BODY_START
+        or granules > _LARGEST_QUICK
+        or leaf & 3
+        or not first <= leaf < end
+    ):
+        return None
+    stored, version = words[extent + L.MSG_DATA], words[extent + L.MSG_DATA + 1]
+    if stored & 3 or not first <= stored < end:
+        return None
+    body_header, references = words[stored], words[stored + L.BODY_REFS]
+    body_granules = body_header & _SIZE_MASK
+    if (
+        body_header >> _KIND_SHIFT != L.EXTENT_BODY
+        or words[stored + L.BODY_BYTES] != size
+        or size > body_granules * _GRANULE - 8 * L.BODY_DATA
+        or body_granules > _LARGEST_QUICK
+    ):
+        return None
+    quick, body_quick = _QUICK_OF[granules], _QUICK_OF[body_granules]
+    # With room for both, should they go to the same list.
+    if not quick or not body_quick:
+        return None
+    entry, body_entry = words[quick], words[body_quick]
+    if (
+        entry + _ONE_QUICK >= _QUICK_LIMIT[quick - _QUICK]
+        or body_entry >= _QUICK_LIMIT[body_quick - _QUICK]
+    ):
+        return None
+    plan[record + _TAKEN_WORD] = taken + 1
+    plan[record + _HEAD_WORD] = following if taken + 1 != sent else 0
+    plan[leaf + _TAKEN_WORD] = words[leaf + _TAKEN_WORD] + 1
+    if references > 1:
+        plan[stored + L.BODY_REFS] = references - 1
+    else:
+        plan[stored + 1] = body_entry & _OFFSET
+        plan[body_quick] = body_entry = (body_entry & _COUNTS) + _ONE_QUICK | stored
+        if quick == body_quick:
+            entry = body_entry
+    plan[extent + 1] = entry & _OFFSET
+    plan[quick] = (entry & _COUNTS) + _ONE_QUICK | extent
+    start = 8 * extent + _BODY_START + 16
+    name = memory[start : start + name_bytes].decode("ascii")
+    start = 8 * (stored + L.BODY_DATA)
+    return Popped(name, memory[start : start + size], 0, 0, version, deadline)

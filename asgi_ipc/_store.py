@@ -437,6 +437,10 @@ class MessageStore:
         popped = _fast.drain(self.segment, plan, record, home, limit, now, wanted)
         if popped:
             return popped
+        envelope = _fast.open_envelope(self.segment, plan, record, now)
+        if envelope is not None:
+            members = self._members_at(envelope.name, home, envelope.group_version)
+            return [envelope._replace(members=members)]
         seen: set[str] = set()
         total_bytes = 0
         while (

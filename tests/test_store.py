@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -537,6 +538,43 @@ def test_a_group_message_reaches_homes_and_channels(make_store: MakeStore) -> No
     assert envelope.members == ["a!x", "a!y"]
     assert (envelope.name, envelope.body) == ("g", b"g")
     assert store.bodies("c") == store.bodies("d") == [b"g"]
+
+
+def test_envelopes_of_every_size_come_out_in_order(store: Store) -> None:
+    """Body and envelope of one size give their memory back to one list."""
+    bodies = [b"b" * size for size in range(0, 1_000, 4)]
+    for first, second in itertools.pairwise(bodies):
+        for body in (first, second):
+            assert send_group(store, [("a!", 1, 1)], [], body) == ([], 0)
+        assert store.bodies("a!") == [first, second]
+
+
+def test_an_expired_envelope_is_dropped(store: Store, clock: Clock) -> None:
+    """And counted, also if nothing else lies there."""
+    send_group(store, [("a!", 1, 1)], [])
+    clock.advance(61)
+    assert store.bodies("a!") == []
+    assert store.store.statistics()["expired"] == 1
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize(
+    ("messages", "homes", "body_bytes"),
+    [(1, 600, 90), (10, 1, 60_000), (600, 1, 40)],
+    ids=["envelopes", "bodies", "both of one size"],
+)
+def test_more_envelopes_than_quick_lists_hold(
+    store: Store, messages: int, homes: int, body_bytes: int, before: int
+) -> None:
+    """All come out, and what the lists have no room for is merged: room for one is not for two."""
+    for _ in range(before):
+        store.send("c", bytes(24))
+    envelopes = [(f"a{number}!", 1, 1) for number in range(homes)]
+    for _ in range(messages):
+        assert send_group(store, envelopes, [], bytes(body_bytes)) == ([], 0)
+    assert len(store.bodies("c")) == before
+    for home, _, _ in envelopes:
+        assert len(store.bodies(home)) == messages
 
 
 def test_the_body_of_a_group_message_is_stored_once(make_store: MakeStore) -> None:
