@@ -1,8 +1,8 @@
 """What a site does all day, straight-lined: append, pop, park and drain of ordinary messages.
 
-These do exactly what ``_queues`` and ``_heap`` plan in the general case (the quick list's
-extent, the queue's links, the counts), and decline whatever is not ordinary: a log to
-replay, a group's envelope, a body beyond the quick lists, an expired message. Declining
+And the opening of a group's envelope. These do exactly what ``_queues`` and ``_heap`` plan in
+the general case (the quick list's extent, the queue's links, the counts), and decline whatever
+is not ordinary: a log to replay, a body beyond the quick lists, an expired message. Declining
 changes nothing; the general path then does the work. ``LockBusy`` comes out of here as out of
 any transaction. The lock's discipline is that of ``Segment.transact``, written out: calls are
 what costs here.

@@ -160,6 +160,7 @@ class Reception:
                         try:
                             got = self._take(keys, homes, port, waiter)
                         except LockBusy:
+                            waiter.was_woken = True  # others may leave it their parked bit
                             take = partial(self._take_if_open, closings, keys, homes, port, waiter)
                             got = await self.site.patiently(pause, take)
                             if got is None and not port.is_open:
@@ -408,7 +409,7 @@ class Reception:
             homes,
             slot=port.slot if port else None,
             token=port.token if port else 0,
-            leave=alone if waiter and (waiter.parked or shared) else (),
+            leave=alone if waiter and (waiter.parked or waiter.was_woken or shared) else (),
             stay=shared,
             limit=_BATCH if keys != homes else 1,
             wanted=port.waited_names() if port else keys,

@@ -30,7 +30,7 @@ _SENT, _TAKEN, _PARKED = L.CH_SENT, L.CH_TAKEN, L.CH_PARKED
 def rest(site: Site, inboxes: Inboxes, key: str, home: str, spin_rounds: int) -> Waiter | None:
     """Begin to wait for a name; ``None`` if there may be something, or this is not the place.
 
-    Whoever gets a waiter awaits its future, then asks ``served``; if anything raises, ``give_up``.
+    Whoever gets a waiter awaits its future, then asks ``served``; if the await raises, ``give_up``.
     """
     store = site.messages
     known = store.records.known.get(home)
@@ -40,9 +40,9 @@ def rest(site: Site, inboxes: Inboxes, key: str, home: str, spin_rounds: int) ->
     record, ident = known
     if words[record + _SENT] != words[record + _TAKEN]:
         return None
-    loop = asyncio.get_running_loop()
+    loop = asyncio._get_running_loop()
     port = site.port_by_loop.get(id(loop))
-    if port is None or not port.fittings.open or (spin_rounds and port.spin.is_due()):
+    if loop is None or port is None or not port.fittings.open:
         return None
     homes = port.homes
     slot = port.slot
@@ -52,11 +52,11 @@ def rest(site: Site, inboxes: Inboxes, key: str, home: str, spin_rounds: int) ->
         not words[record + _PARKED + (slot >> 6)] >> (slot & 63) & 1
         or words[record + _IDENT] != ident
         or home not in homes
+        or key in port.waiters
+        or (spin_rounds and port.spin.is_due())  # last: being asked is counted
     ):
         return None
-    waiter = Waiter((key,), (home,))
-    if port.waiters.setdefault(key, waiter) is not waiter:
-        return None
+    waiter = port.waiters[key] = Waiter((key,), (home,))
     waiter.parked = True
     homes[home] += 1
     port.waiter_count += 1
@@ -72,14 +72,18 @@ def served(site: Site, inboxes: Inboxes, waiter: Waiter) -> dict[str, Any] | Non
     """Return the message that woke one which rested; ``None``: it has to look for itself."""
     waiter.future = None
     key = waiter.keys[0]
-    with site.mutex:
-        words = site.messages.segment.words
-        if words is None or words[_EPOCH] != inboxes.epoch:
+    try:
+        with site.mutex:
+            words = site.messages.segment.words
+            if words is None or words[_EPOCH] != inboxes.epoch:
+                return None
+            entry = inboxes.pop_alone(key, time.monotonic_ns())
+        if entry is None:
             return None
-        entry = inboxes.pop_alone(key, time.monotonic_ns())
-    if entry is None:
-        return None
-    message = _codec.decode(entry.body)
+        message = _codec.decode(entry.body)
+    except BaseException:
+        give_up(waiter)
+        raise
     waiter.found_in_inbox = True
     port = waiter.port
     home = entry.home

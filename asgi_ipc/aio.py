@@ -367,10 +367,10 @@ class AsyncIPCChannelLayer:
             try:
                 assert waiter.future is not None
                 await waiter.future
-                message = served(self._site, reception.inboxes, waiter)
             except BaseException:
                 give_up(waiter)
                 raise
+            message = served(self._site, reception.inboxes, waiter)
             if message is not None:
                 return message
             got = await reception.go_on(waiter, self.pause)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import pytest
+
 from asgi_ipc._codec import encode
 from asgi_ipc._inbox import Entry
+from asgi_ipc.exceptions import SegmentCorrupt
 
 from .stepping import World, drive
 
@@ -96,3 +99,41 @@ def test_a_flush_leaves_nothing_to_return(make_world: MakeWorld) -> None:
     assert not task.done()
     task.cancel()
     world.settle()
+
+
+def test_damage_met_while_leaving_is_what_is_raised(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not an error of leaving twice."""
+    world = make_world(1)
+    other = world.wait(0, "x!b")
+    task = world.wait(0, "x!a")
+    other.cancel()
+    world.settle()
+    reception = world.layers[0]._reception
+    reception._check_inbox_epoch()
+    entry = Entry("x!", encode({"n": 7}), time.monotonic_ns() + 10**10)
+    reception.inboxes.put(entry, ["x!a"])
+
+    def withdraw(*_: object) -> None:
+        raise SegmentCorrupt("damaged")
+
+    (port,) = world.layers[0]._site.ports()
+    with monkeypatch.context() as patched:
+        patched.setattr(world.layers[0]._site.messages.slots, "withdraw", withdraw)
+        port.wake("x!a", 1)
+        world.settle()
+    assert isinstance(task.exception(), SegmentCorrupt)
+    assert not port.waiters and not port.homes and not port.waiter_count
+    world.waiting.clear()
+
+
+def test_what_lies_there_needs_no_loop(make_world: MakeWorld) -> None:
+    """As a receive of what is queued in shared memory needs none."""
+    world = make_world(1)
+    world.wait(0, "x!b")
+    reception = world.layers[0]._reception
+    reception._check_inbox_epoch()
+    entry = Entry("x!", encode({"n": 7}), time.monotonic_ns() + 10**10)
+    reception.inboxes.put(entry, ["x!a"])
+    assert drive(world.layers[0].receive("x!a")) == {"n": 7}

@@ -263,3 +263,17 @@ def test_random_waits_that_all_spin(
     """Several at once on a loop, beside others that sleep for the same: nobody for ever."""
     monkeypatch.setattr(Spin, "begins", lambda _: True)
     random_waits_and_sends(make_world(loop_count), choices, seeds=60, most=24)
+
+
+@pytest.mark.parametrize("others", [(), ("x!b",), ("x!a",)])
+def test_a_wait_is_counted_once(make_world: MakeWorld, others: tuple[str, ...]) -> None:
+    """Alone, beside another name of its home, beside another for the same name."""
+    world = make_world(1)
+    for name in ("x!z", *others):
+        world.wait(0, name)
+    (port,) = world.layers[0]._site.ports()
+    world.waiting[0][2].cancel()
+    world.settle()
+    port.spin._to_skip = 10
+    world.wait(0, "x!a")
+    assert port.spin._to_skip == 9

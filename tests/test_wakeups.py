@@ -205,3 +205,40 @@ def something_happens(
         for _ in range(dice.randint(1, 5)):
             for loop in world.loops:
                 loop.step()
+
+
+@pytest.mark.parametrize("ending", ["takes", "gives up"])
+@pytest.mark.parametrize("turn", [0, 1])
+@pytest.mark.parametrize(("channel", "other"), [("c", "d"), ("y!a", "x!a")])
+def test_who_waits_for_the_lock_answers_for_the_bit_of_who_left(
+    make_world: MakeWorld, channel: str, other: str, turn: int, ending: str
+) -> None:
+    """One had parked the loop and goes; the next, still without the lock, is alone with that."""
+    world = make_world(2)
+    world.layers = [world.layers[0]] * 2
+    for _ in range(turn):  # whose turn it is to be rung
+        drive(world.outside.send(channel, {}))
+        drive(world.outside.receive_async([channel], block=False))
+    world.wait(0, other)
+    first = world.wait(0, channel)
+    world.wait(1, channel)
+    world.send(channel)  # rings one of both loops
+    world.lock()
+    second = world.begin_to_wait(0, channel)
+    world.loops[0].step()
+    first.cancel()
+    for _ in range(2):
+        world.loops[0].step()
+    if ending == "gives up":
+        second.cancel()
+        world.loops[0].step()
+    world.unlock()
+    world.loops[0].settle()
+    world.settle()
+    for sent in (2, 3):
+        world.send(channel)
+        world.settle()
+        tasks = [task for _, channels, task in world.waiting if channels == (channel,)]
+        received = [task for task in tasks if task.done() and not task.cancelled()]
+        assert len(received) == sent or all(task.done() for task in tasks)
+    assert world.problem() is None
