@@ -154,8 +154,10 @@ class Records:
                 ):
                     return
             else:
-                plan = Plan(words)
-                if self.queues.drop_expired(plan, record, now, DROPS):
+                head = self.queues.heap.check(words[record + L.CH_HEAD])
+                if words[head + L.MSG_DEADLINE] <= now:
+                    plan = Plan(words)
+                    self.queues.drop_expired(plan, record, now, DROPS)
                     self.segment.commit(plan)
                 return
         if self.is_parked(record) or words[record + L.CH_LEAVES]:
