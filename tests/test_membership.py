@@ -260,14 +260,26 @@ def test_leaving_and_joining_again_loses_nothing_in_between(groups: Groups) -> N
     assert "a!other" in at("g", "a!", away)
 
 
+@pytest.mark.parametrize(
+    ("joins", "targets", "members"),
+    [("y!b", {"x!": 1, "y!": 1}, ["x!a"]), ("x!b", {"x!": 2}, ["x!a", "x!b"])],
+)
+@pytest.mark.parametrize("asked", ["targets", "members"])
 def test_what_a_killed_process_had_committed_counts(
-    make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
+    make_groups: MakeGroups,
+    monkeypatch: pytest.MonkeyPatch,
+    joins: str,
+    targets: dict[str, int],
+    members: list[str],
+    asked: str,
 ) -> None:
-    """A snapshot that still seems to hold is not used while a log waits to be replayed."""
+    """What still seems to hold is not used while a log waits to be replayed."""
     first, second = make_groups(), make_groups()
     first.add("g", "x!a")
     second.add("h", "y!z")  # so that memory is in stock, and joining is one commit
     assert first.targets("g") == ({"x!": 1}, [])
+    later = first.segment.words[L.SEQUENCE] + 1
+    assert first.store.members_at("g", "x!", later) == ["x!a"]
     memory, words = second.segment.memory, second.segment.words
 
     def log_and_die(plan: Plan) -> None:
@@ -279,8 +291,11 @@ def test_what_a_killed_process_had_committed_counts(
 
     monkeypatch.setattr(second.segment, "commit", log_and_die)
     with pytest.raises(KeyboardInterrupt):
-        second.add("g", "y!b")
-    assert first.targets("g") == ({"x!": 1, "y!": 1}, [])
+        second.add("g", joins)
+    if asked == "targets":
+        assert first.targets("g") == (targets, [])
+    else:
+        assert sorted(first.store.members_at("g", "x!", later)) == members
 
 
 @pytest.mark.parametrize("by", ["flush", "join", "leave", "expiry"])
@@ -292,8 +307,11 @@ def test_a_remembered_snapshot_ends_with_what_it_says(
     first.add("g", "x!a")
     first.add("g", "c", 10 * SECOND_NS)
     assert first.targets("g") == first.targets("g") == ({"x!": 1}, ["c"])
+    version = first.store.snapshot("g").version
+    assert first.store.members_at("g", "x!", version) == ["x!a"]
     if by == "flush":
         second.store.flush()
+        assert first.store.members_at("g", "x!", version) == []
         assert first.targets("g") == ({}, [])
     elif by == "join":
         second.add("g", "y!b")
