@@ -86,7 +86,7 @@ class _Targets(NamedTuple):
 
 
 class _Planned(NamedTuple):
-    """A planned slice, not yet rung for; ``stored`` is the body's extent."""
+    """A planned slice, rung for already; ``stored`` is the body's extent."""
 
     plan: Plan
     found: _Targets

@@ -68,7 +68,7 @@ class Waiter:
         keys: what it waits for: full process-specific names, and homes.
         homes: the queues those live in.
         future: while it is asleep; resolved when it should look again, or when its time is over.
-        was_woken: it was asked to look again.
+        was_woken: it was asked to look again, or looks without having parked.
         is_late: its time is over.
         has_duty: it was rung for its home, so whatever it finds elsewhere it must look there.
         found_in_inbox: it got a message that somebody else had drained.

@@ -39,6 +39,8 @@ class Reception:
 
     Attributes:
         site: set once by the layer, before anything else is called.
+        inboxes: what was drained and not asked for yet; the site's mutex guards it.
+        spin_rounds: see ``AsyncIPCChannelLayer``.
     """
 
     site: Site

@@ -38,20 +38,19 @@ class Spin:
 
     def begins(self) -> bool:
         """Whether to spin now; whoever is told so calls ``ended``. One at a time on a loop."""
-        if self._is_on:
-            return False
-        if self._to_skip:
-            self._to_skip -= 1
+        if not self.is_due():
             return False
         self._is_on = True
         return True
 
     def is_due(self) -> bool:
-        """Whether ``begins`` would say so; if not, this was counted as its answer."""
-        if self._to_skip and not self._is_on:
+        """Whether ``begins`` would say so; if not, this counts as its answer."""
+        if self._is_on:
+            return False
+        if self._to_skip:
             self._to_skip -= 1
             return False
-        return not self._is_on
+        return True
 
     def ended(self, *, found: bool) -> None:
         """Learn from how it went."""

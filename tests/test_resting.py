@@ -18,6 +18,14 @@ MakeWorld = Callable[[int], World]
 WAYS = ["resting"]
 
 
+def put_aside(world: World, name: str) -> None:
+    """Let a message lie in an inbox, drained by another thread, say."""
+    reception = world.layers[0]._reception
+    reception._check_inbox_epoch()
+    entry = Entry("x!", encode({"n": 7}), time.monotonic_ns() + 10**10)
+    reception.inboxes.put(entry, [name])
+
+
 def test_nothing_is_left_when_all_are_served(make_world: MakeWorld) -> None:
     """No waiter, no home, no parked bit: the next message rings nobody."""
     world = make_world(1)
@@ -37,10 +45,7 @@ def test_what_lies_there_already_is_returned(make_world: MakeWorld) -> None:
     """Drained by the thread of another loop between two looks of this one, say."""
     world = make_world(1)
     world.wait(0, "x!b")
-    reception = world.layers[0]._reception
-    reception._check_inbox_epoch()
-    entry = Entry("x!", encode({"n": 7}), time.monotonic_ns() + 10**10)
-    reception.inboxes.put(entry, ["x!a"])
+    put_aside(world, "x!a")
     assert world.wait(0, "x!a").result() == ("x!a", {"n": 7})
 
 
@@ -110,10 +115,7 @@ def test_damage_met_while_leaving_is_what_is_raised(
     task = world.wait(0, "x!a")
     other.cancel()
     world.settle()
-    reception = world.layers[0]._reception
-    reception._check_inbox_epoch()
-    entry = Entry("x!", encode({"n": 7}), time.monotonic_ns() + 10**10)
-    reception.inboxes.put(entry, ["x!a"])
+    put_aside(world, "x!a")
 
     def withdraw(*_: object) -> None:
         raise SegmentCorrupt("damaged")
@@ -132,8 +134,5 @@ def test_what_lies_there_needs_no_loop(make_world: MakeWorld) -> None:
     """As a receive of what is queued in shared memory needs none."""
     world = make_world(1)
     world.wait(0, "x!b")
-    reception = world.layers[0]._reception
-    reception._check_inbox_epoch()
-    entry = Entry("x!", encode({"n": 7}), time.monotonic_ns() + 10**10)
-    reception.inboxes.put(entry, ["x!a"])
+    put_aside(world, "x!a")
     assert drive(world.layers[0].receive("x!a")) == {"n": 7}
