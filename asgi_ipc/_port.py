@@ -162,6 +162,7 @@ class Port:
         self._ever: set[str] = set()  # process-specific homes this loop has received for
         self._to_withdraw: set[str] = set()  # when the lock is free again
         self.waiter_count = 0
+        self.spare: list[Waiter] = []  # served ones that `_resting` will use again
         self.spin = Spin()
         self._timer: Timer | None = None
         self._look_is_due = False
@@ -472,6 +473,7 @@ class Port:
         loop = self._loop()
         self._ringer.own.pop(self.token, None)
         self._finalizer.detach()
+        self.spare.clear()
         if loop is not None and not loop.is_closed():
             loop.remove_reader(self.fittings.bell.read_fd)
             loop.remove_reader(self.fittings.door.listener)

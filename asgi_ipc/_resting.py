@@ -6,7 +6,7 @@ when the loop was rung. These do what ``Port.add``, a look, ``Inboxes.pop`` and 
 do in the general case, and decline whatever is not ordinary; ``Reception`` then does the work.
 
 Measured, per member of a group message for 2,000 in one process: 8.4 µs through the general case,
-5.9 with these, of which asyncio's own resolve, schedule and resume is 1.7 and decoding 0.4.
+5.7 with these, of which asyncio's own resolve, schedule and resume is 1.7 and decoding 0.4.
 """
 
 from __future__ import annotations
@@ -56,11 +56,18 @@ def rest(site: Site, inboxes: Inboxes, key: str, home: str, spin_rounds: int) ->
         or (spin_rounds and port.spin.is_due())  # last: being asked is counted
     ):
         return None
-    waiter = port.waiters[key] = Waiter((key,), (home,))
-    waiter.parked = True
+    if port.spare:  # making one anew takes a twentieth of a member's time
+        waiter = port.spare.pop()
+        waiter.keys = (key,)
+        waiter.homes = (home,)
+        waiter.was_woken = False
+    else:
+        waiter = Waiter((key,), (home,))
+        waiter.parked = True
+        waiter.port = port
+    port.waiters[key] = waiter
     homes[home] += 1
     port.waiter_count += 1
-    waiter.port = port
     waiter.closings = site.closings
     waiter.future = loop.create_future()
     if inboxes.count and key in inboxes.by_name:
@@ -84,14 +91,15 @@ def served(site: Site, inboxes: Inboxes, waiter: Waiter) -> dict[str, Any] | Non
     except BaseException:
         give_up(waiter)
         raise
-    waiter.found_in_inbox = True
     port = waiter.port
     home = entry.home
     homes = port.homes
     count = homes[home]
     if count == 1 or waiter.has_duty or port.waiters[key] is not waiter:
+        waiter.found_in_inbox = True
         port.remove(waiter, got=False)
-    else:
+    else:  # nobody woke it for anything else: as good as new, but for having been woken
+        port.spare.append(waiter)
         del port.waiters[key]
         homes[home] = count - 1
         port.waiter_count -= 1
