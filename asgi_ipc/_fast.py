@@ -413,10 +413,14 @@ def drain(
 
 
 def open_envelope(segment: Segment, plan: dict[int, int], record: int, now: int) -> Popped | None:
-    """Plan the removal of a group's envelope from the head of a home; ``None``: it is none.
+    """Plan the removal of a group's envelope from the head of a home.
 
-    Or it is not ordinary: expired, not for all members, the last of a body without a quick
-    list. Called with the lock held and nothing planned; says whom it is for by group and version.
+    Called with the lock held and nothing planned.
+
+    Returns:
+        The group as its name, the version that says whom it is for, and the body. ``None``, with
+        nothing planned: the head is no envelope, or no ordinary one (expired, or not for all
+        members), or the quick lists have no room for it and its body.
     """
     words = segment.words
     memory = segment.memory
@@ -452,11 +456,10 @@ def open_envelope(segment: Segment, plan: dict[int, int], record: int, now: int)
     ):
         return None
     quick, body_quick = _QUICK_OF[granules], _QUICK_OF[body_granules]
-    # With room for both, should they go to the same list.
     if not quick or not body_quick:
         return None
     entry, body_entry = words[quick], words[body_quick]
-    if (
+    if (  # room for both, should they go to the same list
         entry + _ONE_QUICK >= _QUICK_LIMIT[quick - _QUICK]
         or body_entry >= _QUICK_LIMIT[body_quick - _QUICK]
     ):

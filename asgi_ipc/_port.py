@@ -334,7 +334,7 @@ class Port:
         for key in keys:
             waiting = waiters.get(key)
             if isinstance(waiting, Waiter):
-                waiting.was_woken = True
+                waiting.was_woken = True  # `Waiter.wake`, written out for thousands of them
                 future = waiting.future
                 if future is not None and not future.done():
                     future.set_result(None)

@@ -76,7 +76,11 @@ def rest(site: Site, inboxes: Inboxes, key: str, home: str, spin_rounds: int) ->
 
 
 def served(site: Site, inboxes: Inboxes, waiter: Waiter) -> dict[str, Any] | None:
-    """Return the message that woke one which rested; ``None``: it has to look for itself."""
+    """Return the message that woke one which rested; ``None``: it has to look for itself.
+
+    Raises:
+        SegmentCorrupt: the message was damaged; the wait is over.
+    """
     waiter.future = None
     key = waiter.keys[0]
     try:
@@ -107,6 +111,6 @@ def served(site: Site, inboxes: Inboxes, waiter: Waiter) -> dict[str, Any] | Non
 
 
 def give_up(waiter: Waiter) -> None:
-    """End the wait of one that rested."""
+    """End the wait of one that rested: it was cancelled, say. What woke it is passed on."""
     waiter.future = None
     waiter.port.remove(waiter, got=False)
