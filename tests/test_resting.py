@@ -136,3 +136,19 @@ def test_what_lies_there_needs_no_loop(make_world: MakeWorld) -> None:
     world.wait(0, "x!b")
     put_aside(world, "x!a")
     assert drive(world.layers[0].receive("x!a")) == {"n": 7}
+
+
+def test_a_waiter_that_is_used_again_is_as_good_as_new(make_world: MakeWorld) -> None:
+    """Nothing of the wait that it served before is left on it."""
+    world = make_world(1)
+    for name in ("x!c", "x!b", "x!a"):
+        world.wait(0, name)
+    world.send("x!a")
+    world.settle()
+    (port,) = world.layers[0]._site.ports()
+    (spare,) = port.spare
+    world.wait(0, "x!d")
+    assert port.waiters["x!d"] is spare and not port.spare
+    assert (spare.keys, spare.homes) == (("x!d",), ("x!",))
+    assert spare.future is not None and not spare.future.done()
+    assert not (spare.was_woken or spare.has_duty or spare.found_in_inbox or spare.is_late)
