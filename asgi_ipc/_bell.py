@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import select
 import socket
 import stat
 import struct
-import tempfile
 import time
 import weakref
 from collections.abc import Callable
@@ -39,6 +37,7 @@ __all__ = [
     "Ringer",
     "bells_directory",
     "new_bell",
+    "new_random",
 ]
 
 _ONE = struct.pack("=Q", 1)
@@ -106,7 +105,11 @@ def ring(fd: int) -> None:
 
 def bells_directory(name: str) -> str:
     """Return where the doors of the segment called ``name`` are."""
-    base = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()  # noqa: S108
+    base = "/dev/shm"  # noqa: S108
+    if not os.path.isdir(base):
+        import tempfile  # not above: it takes 5 ms, and hardly anybody needs it
+
+        base = tempfile.gettempdir()
     return os.path.join(base, f"{name}-bells")
 
 
@@ -131,6 +134,11 @@ def make_directory(path: str, mode: int) -> None:
             f"{path} is not a directory of this user: run all processes of one site as one user, "
             "or choose another prefix"
         )
+
+
+def new_random() -> int:
+    """Return 48 random bits, never all of them zero: what names a door."""
+    return int.from_bytes(os.urandom(6), "little") or 1
 
 
 def door_path(directory: str, token: int) -> str:
@@ -224,7 +232,7 @@ class Anchor:
     """
 
     def __init__(self, directory: str, mode: int) -> None:
-        self.token = ANCHOR | (secrets.randbits(48) or 1) << 8
+        self.token = ANCHOR | new_random() << 8
         self._path = door_path(directory, self.token >> 8 & _RANDOM_MASK)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)

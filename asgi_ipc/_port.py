@@ -16,12 +16,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import weakref
 from collections.abc import AsyncGenerator, Callable, Container, Iterable, Sequence
 from typing import Any, Protocol
 
-from ._bell import Bell, Door, Ringer, new_bell, ring
+from ._bell import Bell, Door, Ringer, new_bell, new_random, ring
 from ._blocking import driving
 from ._segment import LockBusy
 from ._spin import Spin
@@ -166,7 +165,7 @@ class Port:
         self.spin = Spin()
         self._timer: Timer | None = None
         self._look_is_due = False
-        random = secrets.randbits(48) or 1
+        random = new_random()
         bell = new_bell()
         try:
             door = Door(directory, random, mode, bell)
