@@ -68,7 +68,7 @@ Any change of this file bumps ``LAYOUT_VERSION``: processes of two versions neve
 from __future__ import annotations
 
 MAGIC = int.from_bytes(b"asgi_ipc", "little")
-LAYOUT_VERSION = 2_001
+LAYOUT_VERSION = 2_002
 READY_MARK = int.from_bytes(b"is ready", "little")
 
 KIND_MESSAGES = 1
@@ -249,8 +249,8 @@ def class_granules(index: int) -> int:
 
 
 def quick_limit(index: int) -> int:
-    """How many extents the quick list of a class may hold: 256 KiB of them, 2 to 256."""
-    return max(2, min(256, 8192 // max(1, class_granules(index))))
+    """How many extents the quick list of a class may hold: 1 MiB of them, 4 to 256."""
+    return min(256, 32768 // max(1, class_granules(index)))
 
 
 _SIZES = [class_granules(index) for index in range(QUICK_CLASSES)]
@@ -275,7 +275,7 @@ assert MAX_SEGMENT_BYTES < 1 << 33  # sizes of bodies and offsets fit their halv
 assert CLASS_COUNT <= 64 * BITMAP_WORDS
 assert size_class(SIZE_MASK) < CLASS_COUNT
 assert CH_PARKED + PARKED_WORDS == CH_FULL
-assert [quick_limit(size_class(g)) for g in (1, 64, 96, 512, 4096)] == [256, 128, 85, 16, 2]
+assert [quick_limit(size_class(g)) for g in (1, 128, 192, 512, 7680)] == [256, 256, 170, 64, 4]
 assert all(size_class(granules) == index for index, granules in enumerate(_SIZES))
 assert len(QUICK_FOR) == LARGEST_QUICK + 1
 assert size_class(31) + 1 == size_class(32) and size_class(63) + 1 == size_class(64)

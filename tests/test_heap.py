@@ -170,11 +170,11 @@ def test_the_largest_extent_fits_again_after_any_use(make_arena: Callable[..., A
 
 
 def test_a_stock_is_cut_into_an_empty_quick_list_only(make_arena: Callable[..., Arena]) -> None:
-    """Up to 16 extents of the size's class, in one piece, and none where a list has some."""
-    arena = make_arena()
+    """Up to 16 extents of the size's class and 128 KiB, in one piece; none where a list has some."""
+    arena = make_arena(4 << 20)
     segment, heap = arena.segment, arena.heap
-    arena.free(arena.allocate(100_000))  # backs memory
-    for size_bytes, stocked in ((200, 16), (1100, 14), (20_000, 0)):
+    arena.free(arena.allocate(2 << 20))  # backs memory
+    for size_bytes, stocked in ((200, 16), (1100, 16), (20_000, 6), (100_000, 0)):
         extents = [one for one in arena.walk() if one[1] == KIND]
         segment.transact(heap.stock, size_bytes, KIND)
         segment.transact(heap.stock, size_bytes, KIND)

@@ -87,12 +87,14 @@ def test_what_no_quick_list_has_room_for_is_taken_whole(
     make_explorer: MakeExplorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A body that is too large for them, and one of a class whose list is full: the short way."""
-    explorer = make_explorer(message_bytes=1 << 20)
+    explorer = make_explorer(message_bytes=4 << 20)
     world = explorer.world
     one, other = world.actors
+    granules = (8 * L.MSG_DATA + 17_000) // L.GRANULE_BYTES + 1
+    limit = L.quick_limit(L.size_class(L.round_to_class(granules)))
     explorer.run(world.send(one, "large", 250_000))
     explorer.run(world.send(other, "home!x", 260_000))
-    for _ in range(20):
+    for _ in range(limit + 1):
         explorer.run(world.send(one, "many", 17_000))
     heads: list[int] = []
     for actor in world.actors:
@@ -106,8 +108,7 @@ def test_what_no_quick_list_has_room_for_is_taken_whole(
     explorer.explore(world.take_one(one, "large"))
     explorer.explore(world.take_one(other, "home!x"))
     assert len(set(heads)) == 2
-    granules = (8 * L.MSG_DATA + 17_000) // L.GRANULE_BYTES + 1
-    for _ in range(L.quick_limit(L.size_class(L.round_to_class(granules)))):
+    for _ in range(limit):
         explorer.run(world.take_one(one, "many"))
     assert len(set(heads)) == 2
     explorer.explore(world.take_one(one, "many"))
