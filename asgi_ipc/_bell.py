@@ -289,6 +289,7 @@ class Ringer:
         self._peers: dict[int, _Peer] = {}
         weakref.finalize(self, _close_all, self._peers)
         self.own: dict[int, Callable[[], bool]] = {}  # loops of this process, by token
+        self.call_all: Callable[[], None] = lambda: None  # for who cannot be rung
 
     def ring(self, slot: int, token: int) -> bool:
         """Wake the loop in ``slot``; False if it is known to be dead."""
@@ -345,7 +346,8 @@ class Ringer:
         try:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError:
-            return True  # EMFILE: it cannot be rung by us now; its safety look finds the message
+            self.call_all()  # EMFILE
+            return True
         sock.setblocking(False)
         try:
             sock.connect(door_path(self._directory, token >> 8))
@@ -353,10 +355,10 @@ class Ringer:
             sock.close()
             self._remove_door(token)
             return False
-        except OSError:
-            # EAGAIN: its backlog is full, so it has rings enough; EACCES and the like: it
-            # cannot be rung by us, and its safety look will find the message.
+        except OSError as exc:
             sock.close()
+            if exc.errno != errno.EAGAIN:  # its backlog is full, so it has rings enough
+                self.call_all()  # EACCES and the like
             return True
         self._peers[slot] = _Peer(sock, token)
         return True

@@ -1,6 +1,7 @@
-"""The private loop of a thread that blocks: ``poll`` on a bell and a door, and no more.
+"""The private loop of a thread that blocks: ``poll`` on a port's descriptors, and no more.
 
 It is what a port needs of an event loop, in one or two descriptors, where asyncio's has three.
+What becomes readable while it stands still is answered when the thread blocks again.
 Signals wait while it works and are served where
 it waits: so what a handler raises comes out of there alone, and never leaves a port, a lock or
 a descriptor half way. The coroutine is then closed, which runs its ``finally`` clauses.

@@ -8,6 +8,21 @@ had been woken passes the news on: to another waiter here, or to another loop.
 Where several wait for names below one process-specific home, and nobody for all of it, what
 was rung for is theirs: it is drained into the inboxes when the ring is answered, for all of them.
 
+*Nobody dies unnoticed.* A process that was rung for a message and is killed before it takes it
+leaves that message beside others that sleep. The kernel closes the descriptors of whoever ends,
+however it ends, and inotify tells every loop that waits (``_on_event``). Nothing of what it then
+reads without the lock can still be changed by the dead: its memory is unmapped before its
+descriptors are closed.
+
+* Killed in a commit: ``LOG_N`` says so, ``rests`` is False, and the look replays the log. The
+  kernel frees the dead's lock a moment after it tells us: ``LockBusy`` is tried again.
+* Killed after it was rung and before it took the message, or after it took one of several and
+  before it parked again: what is left is in the queue, and ``rests`` is False.
+* Rung when it was dead already: a sender may take a loop for alive for 1 ms (``Ringer``), and may
+  have rung it before the event and commit after it. That is what the second look is for.
+* Forked behind Python's back, a child keeps the descriptor of the lock open: the news comes when
+  that one ends, as the lock is free then only. A child made by ``os.fork`` gives it back at once.
+
 Every method but ``wake`` and ``wake_each`` belongs to the loop's own thread.
 """
 
@@ -22,16 +37,26 @@ from typing import Any, Protocol
 
 from ._bell import Bell, Door, Ringer, new_bell, new_random, ring
 from ._blocking import driving
+from ._inotify import Inotify
 from ._segment import LockBusy
 from ._spin import Spin
 from ._store import MessageStore
 from .exceptions import IPCError
 
-__all__ = ["SAFETY_S", "HostLoop", "Port", "Waiter", "runs_here"]
+__all__ = ["SAFETY_S", "SETTLED_S", "HostLoop", "Port", "Waiter", "runs_here"]
 
 logger = logging.getLogger("asgi_ipc")
 
-SAFETY_S = 5.0  # how often a loop with waiters looks unasked: the net below lost processes
+# How often a loop with waiters looks unasked, where inotify does not tell it of lost processes.
+SAFETY_S = 5.0
+# So many times as rarely where it does: every 30 s. What is left for that look is a message whose
+# reader was rung and neither ends nor takes it, because it is stopped or blocks its loop.
+_RARELY = 6
+# A loop that has waited so long asks for inotify: one that ends sooner is spared importing ctypes
+# (3 ms) and closing the descriptor (up to 16 ms, asleep). And so long after an event it looks
+# a second time: the last sender that took the dead for alive has committed by then. That takes 1 ms
+# and a hold of the lock, unless it is preempted.
+SETTLED_S = 0.25
 _RETRY_S = 0.002
 _PATIENT_TRIES = 50  # of 2 ms each
 
@@ -115,6 +140,7 @@ class _Fittings:
     def __init__(self, bell: Bell, door: Door) -> None:
         self.bell = bell
         self.door = door
+        self.inotify: Inotify | None = None
         self.open = True
 
     def close(self, *, unlink: bool = True) -> None:
@@ -122,6 +148,8 @@ class _Fittings:
             self.open = False
             self.door.close(unlink=unlink)
             self.bell.close()
+            if self.inotify is not None:
+                self.inotify.close()
 
 
 class Port:
@@ -137,6 +165,7 @@ class Port:
         anchor: int,
         serve: Callable[[Port, str], bool],
         on_safety: Callable[[], None],
+        new_inotify: Callable[[str], Inotify | None],
     ) -> None:
         """Open the door and claim a slot.
 
@@ -144,6 +173,8 @@ class Port:
             serve: drains a process-specific home for those who wait below it here, and wakes
                 them; False if one of them has to do it.
             anchor: token of the process, for homes that outlive the loop.
+            on_safety: called with every look that nobody asked for, before it.
+            new_inotify: watches the segments and, by its path, the door, if that can be done.
 
         Raises:
             LockBusy: nothing is left behind; try again.
@@ -156,6 +187,7 @@ class Port:
         self._anchor = anchor
         self._serve = serve
         self._on_safety = on_safety
+        self._new_inotify = new_inotify
         self.waiters: dict[str, Waiter | dict[Waiter, None]] = {}  # alone, or in order
         self.homes: dict[str, int] = {}  # how many waiters wait in each home
         self._ever: set[str] = set()  # process-specific homes this loop has received for
@@ -164,6 +196,7 @@ class Port:
         self.spare: list[Waiter] = []  # served ones that `_resting` will use again
         self.spin = Spin()
         self._timer: Timer | None = None
+        self._pause_s = SETTLED_S  # before the next look that nobody asked for
         self._look_is_due = False
         random = new_random()
         bell = new_bell()
@@ -240,7 +273,7 @@ class Port:
         if self._timer is None:
             loop = self._loop()
             assert loop is not None
-            self._timer = loop.call_later(SAFETY_S, self._safety)
+            self._timer = loop.call_later(self._pause_s, self._safety)
 
     def remove(self, waiter: Waiter, *, got: bool) -> None:
         """End a wait.
@@ -453,15 +486,60 @@ class Port:
             self._to_withdraw.difference_update(self.homes)
             self._withdraw(list(self._to_withdraw))
 
+    # -- what nobody rings for -----------------------------------------------------------
+
     def _safety(self) -> None:
+        """Look because it is time to."""
         self._timer = None
         loop = self._loop()
         if not self.waiter_count or loop is None or not self.is_open:
             return
-        self._timer = loop.call_later(SAFETY_S, self._safety)
-        self._on_safety()
-        if not self._store.slots.rests(self.slot, self.homes):
+        was_told = self.fittings.inotify is not None
+        if not was_told and self._begins_to_be_told(loop):
+            self._look_again_after(SETTLED_S)  # as after an event, which it may have missed
+        else:
+            self._look_again_after(SAFETY_S)
+        rested = self._look_unasked()
+        if was_told and rested:  # else it may not have been able to park: the memory is full
+            self._look_again_after(_RARELY * SAFETY_S)
+
+    def _begins_to_be_told(self, loop: HostLoop) -> bool:
+        """Have inotify tell of what happens from now on, if that can be done."""
+        inotify = self.fittings.inotify = self._new_inotify(self.fittings.door.path)
+        if inotify is None:
+            return False
+        loop.add_reader(inotify.fd, self._on_event)
+        return True
+
+    def _on_event(self) -> None:
+        """Look: a process let go of the segment, a name was removed, or a sender could not ring.
+
+        Also where nobody waits just now: who waits next relies on having been told.
+        """
+        inotify = self.fittings.inotify
+        if self.is_open and inotify is not None:
+            inotify.drain()
+            self._look_again_after(SETTLED_S)
+            self._look_unasked()
+
+    def _look_again_after(self, pause_s: float) -> None:
+        self._pause_s = pause_s
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        loop = self._loop()
+        if self.waiter_count and loop is not None:
+            self._timer = loop.call_later(pause_s, self._safety)
+
+    def _look_unasked(self) -> bool:
+        """Look, unless a glance without the lock says that there is no need: then True."""
+        self._on_safety()  # which closes this port if it is to be made anew
+        if not self.is_open:
+            return False
+        rests = self._store.slots.rests(self.slot, self.homes)
+        if not rests:
             self._look(everything=True)
+        return rests
 
     # -- closing -------------------------------------------------------------------------
 
@@ -476,6 +554,8 @@ class Port:
         if loop is not None and not loop.is_closed():
             loop.remove_reader(self.fittings.bell.read_fd)
             loop.remove_reader(self.fittings.door.listener)
+            if self.fittings.inotify is not None:
+                loop.remove_reader(self.fittings.inotify.fd)
         self.fittings.close()
         if self._timer is not None:
             self._timer.cancel()

@@ -321,6 +321,13 @@ class Segment:
         """Whether somebody removed the segment's name: new processes no longer find it."""
         return self.lock_fd < 0 or os.fstat(self.lock_fd).st_nlink == 0
 
+    def touch(self) -> None:
+        """Make an event for everybody who watches the segment with inotify."""
+        try:
+            os.utime(self.lock_fd)
+        except OSError:
+            pass  # EPERM: it is not even ours to write; they look every now and then
+
     def after_fork_in_child(self) -> None:
         """Give the child its own lock: closed, never unlocked, then opened anew."""
         if self.lock_fd >= 0:

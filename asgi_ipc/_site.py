@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from . import _layout as L
 from ._bell import Anchor, Ringer, bells_directory, make_directory
+from ._inotify import IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVE_SELF, Inotify, open_inotify
 from ._membership import GroupStore
 from ._port import HostLoop, Port, runs_here
 from ._segment import Detached, LockBusy, Segment
@@ -67,7 +68,7 @@ class Site:
         Args:
             serve: see ``Port``.
             on_reset: everything this process had taken is void (closed, deleted, forked).
-            on_safety: called every few seconds by every loop that waits.
+            on_safety: called by every loop that waits when a process has ended, and now and then.
         """
         self.prefix = prefix
         self.mode = mode
@@ -92,6 +93,7 @@ class Site:
             groups.close()
             raise
         groups.within, groups.news = messages, messages.news
+        self._ringer.call_all = messages.touch
         self.groups = GroupStore(groups)
         self.messages = MessageStore(messages, self._ringer.ring, self.groups.members_at)
         self._opened()
@@ -254,8 +256,25 @@ class Site:
                 self._anchor.token,
                 self._serve,
                 self._safety,
+                self._new_inotify,
             )
             return port
+
+    def _new_inotify(self, door: str) -> Inotify | None:
+        """Watch both segments and a door; ``None`` where that cannot be done.
+
+        The segments by their descriptors: whoever owns their names now. Of the groups only the
+        loss of the name: a process that ends lets go of both, and equal events in a row are one.
+        Not IN_DELETE_SELF: it comes when the last user of a deleted file is gone, and we are one.
+        """
+        with self.mutex:  # so that they are not closed meanwhile
+            return open_inotify(
+                (
+                    (_link_to(self.messages.segment), IN_CLOSE_WRITE | IN_ATTRIB),
+                    (_link_to(self.groups.segment), IN_ATTRIB),
+                    (door, IN_ATTRIB | IN_MOVE_SELF),
+                )
+            )
 
     def _safety(self) -> None:
         try:
@@ -301,6 +320,10 @@ class Site:
             except LockBusy:
                 delay = min(delay * 2, 0.05, self.lock_timeout / _FEWEST_TRIES)
         raise self.messages.segment.locked_error()
+
+
+def _link_to(segment: Segment) -> str:
+    return f"/proc/self/fd/{segment.lock_fd}"
 
 
 def _close_on_its_loop(port: Port) -> None:

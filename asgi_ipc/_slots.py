@@ -6,7 +6,8 @@ ring, or a message with its ring; never a message without one.
 
 Invariant: beside a message that somebody could take, at least one loop that could take it
 is not parked on it (it was rung, or is running), unless that loop has died. For the dead,
-``reap_dead`` rings another, and the safety look of every parked loop is the net below that.
+``reap_dead`` rings another. Below that is a net: the kernel tells every parked loop of the end of
+a process, and it looks (``Port._on_event``); where it cannot be told it looks every few seconds.
 Methods without a ``transact`` of their own are called with the lock held.
 """
 
@@ -112,7 +113,7 @@ class Slots:
         plan = {}
         for home, record in zip(homes, found, strict=True):
             if not record:
-                continue  # the memory is full: the safety look parks it later
+                continue  # the memory is full: a later look parks it
             parked = words[record + word]
             if not parked & bit:
                 plan[record + word] = parked | bit

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 
-from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer
+from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer, _port
 from asgi_ipc._check import check_groups, check_messages
 from asgi_ipc._segment import LockBusy, Segment
 
@@ -197,8 +197,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
+def only_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let loops neither look by themselves nor be told to by inotify: the net must not help."""
+    monkeypatch.setattr(_port, "SAFETY_S", 3600.0)
+    monkeypatch.setattr(_port, "SETTLED_S", 3600.0)
+
+
+@pytest.fixture
 def make_world(
-    make_layer: Callable[..., AsyncIPCChannelLayer], request: pytest.FixtureRequest
+    make_layer: Callable[..., AsyncIPCChannelLayer],
+    request: pytest.FixtureRequest,
+    only_rings: None,
 ) -> Iterator[Callable[[int], World]]:
     """Make worlds of loops that are run step by step."""
     made: list[World] = []
@@ -252,6 +261,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return install_clock(monkeypatch)
 
 
+# For a child: the same as the fixture of this name.
+ONLY_RINGS = """
+import asgi_ipc._port
+asgi_ipc._port.SAFETY_S = asgi_ipc._port.SETTLED_S = 3600.0
+"""
 PREAMBLE = """
 import asyncio, faulthandler, os, signal, sys, threading, time
 faulthandler.enable()

@@ -7,16 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, _port
+from asgi_ipc import AsyncIPCChannelLayer, ChannelFull
 
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
 
 
 async def test_each_message_of_a_batch_wakes_a_reader_of_its_own(
-    make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+    make_layer: MakeLayer, only_rings: None
 ) -> None:
     """Three loops parked on one channel get three messages without a safety look."""
-    monkeypatch.setattr(_port, "SAFETY_S", 3600.0)  # the net below must not help
     layers = [make_layer() for _ in range(3)]  # each has a slot of its own on this loop
     readers = [asyncio.ensure_future(layer.receive("c")) for layer in layers]
     while any(not layer._site.ports() for layer in layers):

@@ -22,7 +22,7 @@ ROOMS = [
     {"_table"},
     {"_queues", "_groups"},
     {"_records", "_fast"},
-    {"_slots", "_statistics", "_membership", "_bell", "_inbox"},
+    {"_slots", "_statistics", "_membership", "_bell", "_inotify", "_inbox"},
     {"_fanout"},
     {"_store"},
     {"_port", "_poll_loop"},
@@ -110,7 +110,7 @@ def test_a_module_needs_nothing_but_its_two_dependencies(module: str) -> None:
 
 
 def test_importing_the_package_loads_no_framework() -> None:
-    """Neither Django nor Channels nor Twisted comes along, installed or not."""
+    """Neither Django nor Channels nor Twisted comes along, installed or not; nor ctypes."""
     done = subprocess.run(
         [sys.executable, "-c", "import asgi_ipc, sys, json; print(json.dumps(list(sys.modules)))"],
         capture_output=True,
@@ -118,4 +118,4 @@ def test_importing_the_package_loads_no_framework() -> None:
         check=True,
     )
     loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
-    assert not loaded & {"django", "channels", "twisted", "asgiref", "daphne", "uvloop"}
+    assert not loaded & {"django", "channels", "twisted", "asgiref", "daphne", "uvloop", "ctypes"}

@@ -236,10 +236,9 @@ def test_many_rings_wake_as_many_receives(make_world: MakeWorld) -> None:
 
 
 def test_a_ring_between_draining_and_looking_is_not_lost(
-    make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+    make_layer: MakeLayer, only_rings: None
 ) -> None:
     """A second sender that has rung but not committed when the bell is drained is waited for."""
-    monkeypatch.setattr(port_module, "SAFETY_S", 3600.0)
     layer, first, second = make_layer(), make_layer(), make_layer()
     store = layer._site.messages
     rung, drained, committed = threading.Event(), threading.Event(), threading.Event()

@@ -141,8 +141,8 @@ def _socket(case: Case, path: str, info: os.stat_result) -> Iterator[Finding]:
         yield error(
             "bells-owner",
             f"{path} belongs to a process of another user",
-            f"it runs as user {info.st_uid}, the site as user {case.user}: they cannot wake each "
-            "other, only look every five seconds",
+            f"it runs as user {info.st_uid}, the site as user {case.user}: they cannot ring each "
+            "other, and messages are late by a quarter of a second or more",
             "run every process of the site as one user, or give mode=0o660 to all",
             path=path,
             owner=info.st_uid,
@@ -177,8 +177,8 @@ def _doors_gone(case: Case, path: str, pids: list[int]) -> Finding:
     return error(
         "bells-missing",
         f"{path} was deleted underneath {count(len(pids), 'process', 'processes')}",
-        f"processes {', '.join(map(str, pids[:_LISTED]))} cannot be woken: they look every five "
-        "seconds only",
+        f"processes {', '.join(map(str, pids[:_LISTED]))} cannot be woken, and have not noticed: "
+        "they were not told by inotify, and look every five seconds only while they wait",
         f"restart them, and find out what cleans up {case.shm}",
         pids=list(pids),
     )
@@ -249,7 +249,8 @@ def check_descriptors(case: Case) -> Iterator[Finding]:
         "descriptors",
         "error" if highest >= _TOO_MANY_FILES else "warning",
         "a process has nearly no descriptors left",
-        f"{detail}: without one it cannot wake others or be woken, only look every five seconds",
+        f"{detail}: without one it cannot ring others or be rung, and messages are late by a "
+        "quarter of a second or more",
         "raise the limit (systemd: LimitNOFILE=65536; a shell: ulimit -n 65536) and restart it, "
         "or find out what it keeps open:\n$ ls -l /proc/PID/fd",
         dict(numbers),

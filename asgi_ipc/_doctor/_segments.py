@@ -45,9 +45,9 @@ def check_segments(case: Case) -> Iterator[Finding]:
                 "segment-missing",
                 f"{raw.path} is missing",
                 "its twin is there, and they are made together: somebody deleted it",
-                "processes that run notice it within five seconds of use and make a new one, the "
-                "next to start does so too; find out who deleted it (RemoveIPC=, a clean-up of "
-                f"{case.shm})",
+                "processes that run notice it while they wait or at the next use and make a new "
+                "one, the next to start does so too; find out who deleted it (RemoveIPC=, a "
+                f"clean-up of {case.shm})",
                 name=raw.name,
             )
 

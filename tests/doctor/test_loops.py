@@ -14,7 +14,9 @@ from asgi_ipc import AsyncIPCChannelLayer
 from asgi_ipc._bell import Door, bells_directory, door_path, make_directory, new_bell
 from asgi_ipc._doctor._probe import is_alive
 
+from ..conftest import ONLY_RINGS
 from ..stepping import drive
+from ..test_inotify import ASYNC, start_settled
 from .grounds import as_root, cure, look, of, trouble
 from .test_segments import WAIT
 
@@ -23,12 +25,6 @@ if TYPE_CHECKING:
 
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
 Start = Callable[..., "Child"]
-
-
-NEVER_LOOKS = """
-import asgi_ipc._port
-asgi_ipc._port.SAFETY_S = 3600.0
-"""
 
 
 def test_waiting_processes_are_green(prefix: str, start: Start) -> None:
@@ -44,9 +40,7 @@ def test_waiting_processes_are_green(prefix: str, start: Start) -> None:
 
 def test_looking_wakes_nobody(prefix: str, start: Start) -> None:
     """Asking whether a loop lives costs it nothing: it is not scheduled for it."""
-    child = start(NEVER_LOOKS + WAIT)
-    child.expect("waits")
-    child.wait_for_state("S")
+    child = start_settled(start, ASYNC)
 
     def switches() -> int:
         with open(f"/proc/{child.pid}/status") as status:
@@ -166,8 +160,8 @@ def test_a_file_in_the_directorys_place_is_an_error(prefix: str) -> None:
 
 
 def test_doors_deleted_underneath_are_an_error(prefix: str, start: Start) -> None:
-    """Living loops that nobody can wake."""
-    child = start(WAIT)
+    """Living loops that nobody can wake, and that have not noticed yet."""
+    child = start(ONLY_RINGS + WAIT)
     child.expect("waits")
     directory = bells_directory(prefix)
     for name in os.listdir(directory):

@@ -1,4 +1,4 @@
-"""Idle means idle: a process that waits makes no system call but for its safety look."""
+"""Idle means idle: a process that waits makes no system call at all, for half a minute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, _port
+from asgi_ipc import AsyncIPCChannelLayer
 
 if TYPE_CHECKING:
     from ..conftest import Child
@@ -19,14 +19,13 @@ WAITER = """
 async def main():
     layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
     tasks = [asyncio.create_task(layer.receive(f"c{n}")) for n in range(1000)]
-    for _ in range(3):
-        await asyncio.sleep(0)
+    while not layer._site.ports() or layer._site.ports()[0]._pause_s < 30:
+        await asyncio.sleep(0.01)
     say("waiting")
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     say("woken")
 asyncio.run(main())
 """
-LOOK_CALLS = 12  # epoll_wait, fstat twice, the lock and its release, and some to spare
 
 
 def switches(pid: int) -> int:
@@ -41,12 +40,9 @@ def idle_for(start: Callable[..., Child], seconds: float) -> None:
     child = start(WAITER)
     child.expect("waiting")
     child.wait_for_state("S")
-    began = time.monotonic()
     before = switches(child.pid)
     time.sleep(seconds)  # what is measured
-    made = switches(child.pid) - before
-    looks = (time.monotonic() - began) / _port.SAFETY_S + 1  # it may have slept for longer
-    assert made <= 2 * looks + 2
+    assert switches(child.pid) <= before + 1  # that it has fallen asleep may be counted late
     wake_one(child)
 
 
@@ -65,15 +61,13 @@ def test_a_thousand_receives_sleep(start: Callable[..., Child], prefix: str) -> 
 
 @pytest.mark.slow
 def test_a_thousand_receives_sleep_for_long(start: Callable[..., Child], prefix: str) -> None:
-    """The same for two safety looks."""
-    idle_for(start, 2 * _port.SAFETY_S + 1)
+    """The same for twelve seconds."""
+    idle_for(start, 12)
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace")
-def test_no_system_call_but_the_safety_looks(
-    start: Callable[..., Child], prefix: str, tmp_path: object
-) -> None:
-    """Counted by strace over six seconds: one or two looks."""
+def test_no_system_call(start: Callable[..., Child], prefix: str, tmp_path: object) -> None:
+    """Counted by strace over six seconds: none."""
     path = f"{tmp_path}/calls"
     child = start(WAITER)
     child.expect("waiting")
@@ -88,12 +82,10 @@ def test_no_system_call_but_the_safety_looks(
     if "attached" not in line:
         tracer.communicate()
         pytest.skip(f"strace may not attach here: {line.strip()}")
-    began = time.monotonic()
     time.sleep(6)  # what is measured
     tracer.send_signal(signal.SIGINT)
     tracer.communicate()
-    looks = (time.monotonic() - began) // _port.SAFETY_S + 1
     with open(path) as calls:
         made = [one for one in calls if "restart" not in one and "detached" not in one]
-    assert len(made) <= LOOK_CALLS * looks, "".join(made)
+    assert not made, "".join(made)
     wake_one(child)

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, _port
+from asgi_ipc import AsyncIPCChannelLayer
+
+from ..conftest import ONLY_RINGS
 
 if TYPE_CHECKING:
     from ..conftest import Child
@@ -242,16 +244,14 @@ def test_every_message_is_accounted_for_for_a_minute(
 
 
 def test_blocked_readers_of_many_channels_never_sleep_beside_a_message(
-    start: Start, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+    start: Start, make_layer: MakeLayer, only_rings: None
 ) -> None:
     """Three processes that wait for overlapping sets answer every message, however they race."""
-    monkeypatch.setattr(_port, "SAFETY_S", 3600.0)
     layer = make_layer(capacity=1000)
     readers = [
         start(
-            """
-import asgi_ipc._port
-asgi_ipc._port.SAFETY_S = 3600.0  # only a ring can wake it
+            ONLY_RINGS
+            + """
 layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
 async def main():
     say("ready")
@@ -340,10 +340,10 @@ asyncio.run(main())
     asyncio.run(kill_and_ask())
 
 
-GIVES_UP = """
+GIVES_UP = (
+    ONLY_RINGS
+    + """
 import random
-import asgi_ipc._port
-asgi_ipc._port.SAFETY_S = 3600.0  # only a ring can wake it
 layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
 mine = sys.argv[2].split(",")
 chance = random.Random(int(sys.argv[3]))
@@ -372,13 +372,13 @@ async def main():
     await asyncio.gather(*tasks)
 asyncio.run(main())
 """
+)
 
 
 def test_receives_that_give_up_never_put_others_to_sleep_beside_a_message(
-    start: Start, make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+    start: Start, make_layer: MakeLayer, only_rings: None
 ) -> None:
     """Cancellations at every moment, in three processes; each message is answered by a wake."""
-    monkeypatch.setattr(_port, "SAFETY_S", 3600.0)
     seed = choose_seed()
     layer = make_layer(capacity=1000)
     children = [
