@@ -170,7 +170,7 @@ def test_the_largest_extent_fits_again_after_any_use(make_arena: Callable[..., A
 
 
 def test_a_stock_is_cut_into_an_empty_quick_list_only(make_arena: Callable[..., Arena]) -> None:
-    """Up to 16 extents of the size's class and 128 KiB, in one piece; none where a list has some."""
+    """Up to 16 extents of a class and 128 KiB, in one piece, and none where a list has some."""
     arena = make_arena(4 << 20)
     segment, heap = arena.segment, arena.heap
     arena.free(arena.allocate(2 << 20))  # backs memory

@@ -22,7 +22,7 @@ from ._case import Case, open_case
 from ._content import check_clock, check_content
 from ._filesystem import check_filesystem
 from ._finding import CODES, Finding, Severity, worst
-from ._loops import check_descriptors, check_doors, check_slots
+from ._loops import check_descriptors, check_doors, check_inotify, check_slots
 from ._segments import check_processes, check_segments, check_strangers
 from ._system import check_system
 
@@ -37,6 +37,7 @@ _CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     check_content,
     check_clock,
     check_descriptors,
+    check_inotify,
     check_strangers,
     check_system,
 )

@@ -71,6 +71,7 @@ CODES = {
     "remove-ipc": "whether systemd-logind deletes the segments when a user logs out",
     "protected-regular": "the kernel's fs.protected_regular",
     "descriptors": "open files of the attached processes against their limits",
+    "inotify": "inotify instances of the site's user against their limit",
     "versions": "versions of Python and of what is depended on",
 }
 """Every code there is, and what it is about: ``docs/troubleshooting.md`` has a line for each."""

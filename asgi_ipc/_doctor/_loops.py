@@ -12,9 +12,9 @@ from .._bell import door_path
 from ._case import Case
 from ._finding import Finding, Number, count, error, ok, warning
 from ._probe import is_alive
-from ._processes import open_files
+from ._processes import inotify_instances, inotify_limit, open_files
 
-__all__ = ["check_descriptors", "check_doors", "check_slots", "token_is_alive"]
+__all__ = ["check_descriptors", "check_doors", "check_inotify", "check_slots", "token_is_alive"]
 
 _DOOR = re.compile(r"[0-9a-f]{12}\Z")
 _RANDOM_MASK = (1 << 48) - 1
@@ -22,6 +22,7 @@ _LISTED = 20
 _FEW_SLOTS = 0.9
 _MANY_FILES = 0.8
 _TOO_MANY_FILES = 0.95
+_MANY_INSTANCES = 0.9
 
 
 def token_is_alive(case: Case, token: int) -> bool | None:
@@ -254,4 +255,25 @@ def check_descriptors(case: Case) -> Iterator[Finding]:
         "raise the limit (systemd: LimitNOFILE=65536; a shell: ulimit -n 65536) and restart it, "
         "or find out what it keeps open:\n$ ls -l /proc/PID/fd",
         dict(numbers),
+    )
+
+
+def check_inotify(case: Case) -> Iterator[Finding]:
+    """Compare the inotify instances of the user with their limit: a loop that waits wants one."""
+    limit = inotify_limit()
+    if limit is None:
+        return
+    instances = inotify_instances(case.user)
+    numbers: dict[str, Number] = {"instances": instances, "limit": limit}
+    detail = f"user {case.user} has {instances} of {limit}"
+    if instances < _MANY_INSTANCES * limit:
+        yield ok("inotify", "there are inotify instances left", detail, **numbers)
+        return
+    yield warning(
+        "inotify",
+        "nearly no inotify instances are left",
+        f"{detail}: an event loop that waits and gets none is not told when a process is killed, "
+        "and looks every five seconds for what that has left",
+        "raise the limit:\n$ sysctl fs.inotify.max_user_instances=1024",
+        **numbers,
     )

@@ -141,3 +141,26 @@ def open_files(pid: int | str) -> tuple[int, int] | None:
     except (OSError, ValueError, IndexError):
         pass  # ended, or another user's
     return None
+
+
+def inotify_instances(user: int) -> int:
+    """Return how many inotify instances the processes of a user have, as far as can be told."""
+    instances = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        directory = f"/proc/{pid}/fd"
+        try:
+            if os.stat(directory).st_uid == user:
+                for fd in os.listdir(directory):
+                    instances += os.readlink(f"{directory}/{fd}") == "anon_inode:inotify"
+        except OSError:
+            pass  # ended, or closed, or not ours to see
+    return instances
+
+
+def inotify_limit() -> int | None:
+    """Return how many inotify instances a user may have; ``None`` if not told."""
+    try:
+        with open("/proc/sys/fs/inotify/max_user_instances") as limit:
+            return int(limit.read())
+    except (OSError, ValueError):
+        return None

@@ -72,7 +72,7 @@ for member in members:
     assert worst(findings) == "ok"
     expected = {
         "shm-filesystem", "shm-space", "memory-available", "segment", "processes", "bells",
-        "slots", "lock", "memory", "channels", "clock", "descriptors", "stale-segments",
+        "slots", "lock", "memory", "channels", "clock", "descriptors", "inotify", "stale-segments",
         "remove-ipc", "protected-regular", "versions",
     }  # fmt: skip
     assert {one.code for one in findings} == expected

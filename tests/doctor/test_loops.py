@@ -13,6 +13,7 @@ import pytest
 from asgi_ipc import AsyncIPCChannelLayer
 from asgi_ipc._bell import Door, bells_directory, door_path, make_directory, new_bell
 from asgi_ipc._doctor._probe import is_alive
+from asgi_ipc._doctor._processes import inotify_instances, inotify_limit
 
 from ..conftest import ONLY_RINGS
 from ..stepping import drive
@@ -195,6 +196,33 @@ for wanted in (50, 85, 97):
         assert finding.numbers["limit"] == 100
         child.tell()
     child.end()
+
+
+def test_few_inotify_instances_left_are_found(prefix: str, start: Start) -> None:
+    """At 90 % of what the user may have: its own processes count, whatever they belong to."""
+    limit = inotify_limit()
+    assert limit is not None
+    child = start(
+        """
+import ctypes
+libc = ctypes.CDLL(None)
+while True:
+    wanted = int(sys.stdin.readline())
+    for _ in range(wanted):
+        libc.inotify_init1(os.O_CLOEXEC)
+    say("has them")
+"""
+    )
+    before = of(look(prefix), "inotify")
+    assert (before.severity, before.numbers["limit"]) == ("ok", limit)
+    child.tell("3")
+    child.expect("has them")
+    assert inotify_instances(os.geteuid()) >= int(str(before.numbers["instances"])) + 3
+    child.tell(str(limit))  # more than there are: the kernel refuses some
+    child.expect("has them")
+    after = of(look(prefix), "inotify")
+    assert after.severity == "warning"
+    assert "max_user_instances" in after.remedy
 
 
 def test_whether_anybody_listens_is_asked_without_being_heard(prefix: str) -> None:
