@@ -28,6 +28,7 @@ class Member(NamedTuple):
     joined: int
     left: int
     deadline_ns: int
+    record: int  # where it lies while its home's version stays
 
 
 class Groups:
@@ -66,6 +67,7 @@ class Groups:
                     words[record + L.M_JOINED],
                     words[record + L.M_LEFT],
                     words[record + L.M_DEADLINE],
+                    record,
                 ),
             )
 
@@ -88,8 +90,12 @@ class Groups:
 
     def add(
         self, plan: Plan, group: str, home: str, channel: str, now_ns: int, deadline_ns: int
-    ) -> tuple[int, int]:
-        """Plan a membership, or its renewal; return the new version (0: a renewal) and the home."""
+    ) -> tuple[int, int, int]:
+        """Plan a membership, or its renewal.
+
+        Returns:
+            the new version (0: a renewal), the records of the home and of the member.
+        """
         group_record = self.find_group(plan, group)
         if not group_record:
             group_record = self.table.create(
@@ -98,8 +104,10 @@ class Groups:
         home_record = self.find_home(plan, group_record, home)
         if not home_record:
             home_record = self._create_home(plan, group_record, home)
-        version = self.add_below(plan, group_record, home_record, channel, now_ns, deadline_ns)
-        return version, home_record
+        version, member = self.add_below(
+            plan, group_record, home_record, channel, now_ns, deadline_ns
+        )
+        return version, home_record, member
 
     def add_below(
         self,
@@ -109,23 +117,23 @@ class Groups:
         channel: str,
         now_ns: int,
         deadline_ns: int,
-    ) -> int:
-        """Do what ``add`` does, for a home that was found."""
+    ) -> tuple[int, int]:
+        """Do what ``add`` does, for a home that was found; return version and member."""
         member = self.find_member(plan, home_record, channel)
         if not member or plan[member + L.M_LEFT]:
             return self.join(plan, group_record, home_record, channel, deadline_ns)
         is_over = plan[member + L.M_DEADLINE] <= now_ns
         plan[member + L.M_DEADLINE] = deadline_ns
         if not is_over:
-            return 0
+            return 0, member
         version = self._changed(plan, group_record, home_record, 0)
         plan[member + L.M_JOINED] = version
-        return version
+        return version, member
 
     def join(
         self, plan: Plan, group_record: int, home_record: int, channel: str, deadline_ns: int
-    ) -> int:
-        """Plan a membership of a channel that is no member; return the new version.
+    ) -> tuple[int, int]:
+        """Plan a membership of a channel that is no member; return version and member.
 
         Beside its own tombstone, if there is one: `find_member` meets the newer one first.
         """
@@ -143,7 +151,7 @@ class Groups:
         if first:
             plan[self.heap.check(first) + L.M_PREVIOUS] = member
         plan[home_record + L.H_FIRST] = member
-        return version
+        return version, member
 
     def member_bytes(self, channel: str) -> int:
         """Size of the extent of a member."""
@@ -162,6 +170,17 @@ class Groups:
         member = self.find_member(plan, home_record, channel) if home_record else 0
         if not member or plan[member + L.M_LEFT]:
             return 0
+        return self.leave(plan, group_record, home_record, member, tombstone_until_ns)
+
+    def leave(
+        self,
+        plan: Plan,
+        group_record: int,
+        home_record: int,
+        member: int,
+        tombstone_until_ns: int,
+    ) -> int:
+        """Do what ``discard`` does, for a member that was found and has not left."""
         version = self._changed(plan, group_record, home_record, -1)
         if tombstone_until_ns:
             plan[member + L.M_LEFT] = version

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from . import _layout as L
 from ._groups import Groups, Member
 from ._heap import HeapFull
+from ._joining import join, leave, renew
 from ._records import is_full
 from ._segment import Plan, Segment
 from ._throttle import Throttle
@@ -56,14 +56,16 @@ class _KnownHome:
     """A home's members as last read, at ``version``.
 
     Attributes:
+        group: the record of the group it belongs to, for as long as it lives itself.
         gone: the tombstones.
         newest: none of the members joined at a later version than this.
         due_ns: none of them expires before.
     """
 
-    __slots__ = ("due_ns", "gone", "ident", "members", "newest", "record", "version")
+    __slots__ = ("due_ns", "gone", "group", "ident", "members", "newest", "record", "version")
 
-    def __init__(self, record: int, ident: int) -> None:
+    def __init__(self, group: int, record: int, ident: int) -> None:
+        self.group = group
         self.record = record
         self.ident = ident
         self.version = 0
@@ -112,9 +114,48 @@ class GroupStore:
     def _add(self, group: str, home: str, channel: str, expiry_ns: int) -> None:
         now = time.monotonic_ns()
         deadline = now + expiry_ns
+        known = self._up_to_date(group, home)
+        if known is None or not self._add_straight(known, channel, now, deadline):
+            self._add_general(group, home, channel, now, deadline)
+        self._adds += 1
+        if not self._adds % _SWEEP_EVERY:
+            self._sweep(now, _SWEEP_BUCKETS)
+
+    def _up_to_date(self, group: str, home: str) -> _KnownHome | None:
+        """Return a remembered home if it is as this process has last seen it."""
+        known = self._known_homes.get((group, home))
+        words = self.segment.words
+        if (
+            known is not None
+            and words[known.record + L.H_VERSION] == known.version
+            and words[known.record + L.IDENT] == known.ident
+        ):
+            return known
+        return None
+
+    def _add_straight(self, known: _KnownHome, channel: str, now: int, deadline: int) -> bool:
+        """Do the ordinary case; whether it was that."""
+        member = known.members.get(channel)
+        if member is None:
+            version, record = join(self.segment, known.group, known.record, channel, deadline)
+            if not version:
+                self.groups.heap.stock(self.groups.member_bytes(channel), L.EXTENT_MEMBER)
+                version, record = join(self.segment, known.group, known.record, channel, deadline)
+            if not version:
+                return False
+            known.note(channel, Member(version, 0, deadline, record))
+            known.version = version  # last: whoever is interrupted before it reads all anew
+            return True
+        if not renew(self.segment, member.record, now, deadline):
+            return False
+        # Its own deadline is not noted: all are read anew when the first one is due.
+        known.due_ns = min(known.due_ns, deadline)
+        return True
+
+    def _add_general(self, group: str, home: str, channel: str, now: int, deadline: int) -> None:
         self.groups.heap.stock(self.groups.member_bytes(channel), L.EXTENT_MEMBER)
         try:
-            plan, version, record = self.groups.heap.fit(
+            plan, version, record, member_record = self.groups.heap.fit(
                 lambda: self._plan_add(group, home, channel, now, deadline),
                 lambda: self._make_room(now),
             )
@@ -124,14 +165,11 @@ class GroupStore:
             raise self._memory_full(group, channel, exc) from exc
         previous = self._home_version(group, home)
         self.segment.commit(plan)
-        member = Member(version, 0, deadline)
+        member = Member(version, 0, deadline, member_record)
         if previous:
             self._note(group, home, channel, previous, version, member)
         else:
             self._note_alone(group, home, channel, record, member)
-        self._adds += 1
-        if not self._adds % _SWEEP_EVERY:
-            self._sweep(now, _SWEEP_BUCKETS)
 
     def _memory_full(self, group: str, channel: str, cause: Exception) -> ChannelFull:
         name, total = self.segment.name, self.segment.size_bytes
@@ -158,25 +196,20 @@ class GroupStore:
 
     def _plan_add(
         self, group: str, home: str, channel: str, now_ns: int, deadline_ns: int
-    ) -> tuple[Plan, int, int]:
-        words = self.segment.words
-        plan = Plan(words)
-        known = self._known_homes.get((group, home))
-        if (
-            known is not None
-            and words[known.record + L.IDENT] == known.ident
-            and words[known.record + L.H_VERSION] == known.version
-        ):
-            group_record = self.groups.heap.check(words[known.record + L.OWNER])
-            if channel in known.members:
-                version = self.groups.add_below(
-                    plan, group_record, known.record, channel, now_ns, deadline_ns
-                )
-            else:
-                version = self.groups.join(plan, group_record, known.record, channel, deadline_ns)
-            return plan, version, known.record
-        version, record = self.groups.add(plan, group, home, channel, now_ns, deadline_ns)
-        return plan, version, record
+    ) -> tuple[Plan, int, int, int]:
+        plan = Plan(self.segment.words)
+        known = self._up_to_date(group, home)
+        if known is None:
+            return plan, *self.groups.add(plan, group, home, channel, now_ns, deadline_ns)
+        if channel in known.members:
+            version, member = self.groups.add_below(
+                plan, known.group, known.record, channel, now_ns, deadline_ns
+            )
+        else:
+            version, member = self.groups.join(
+                plan, known.group, known.record, channel, deadline_ns
+            )
+        return plan, version, known.record, member
 
     def discard(self, group: str, home: str, channel: str, tombstone_ns: int) -> None:
         """End a membership; nothing happens if there is none.
@@ -187,15 +220,35 @@ class GroupStore:
         self.segment.transact(self._discard, group, home, channel, tombstone_ns)
 
     def _discard(self, group: str, home: str, channel: str, tombstone_ns: int) -> None:
+        until = time.monotonic_ns() + tombstone_ns if tombstone_ns else 0
+        known = self._up_to_date(group, home)
+        if known is not None:
+            member = known.members.get(channel)
+            if member is None or self._discard_straight(known, channel, member, until):
+                return
         plan = Plan(self.segment.words)
-        now = time.monotonic_ns()
-        until = now + tombstone_ns if tombstone_ns else 0
-        version = self.groups.discard(plan, group, home, channel, until)
+        if known is not None and member is not None:
+            version = self.groups.leave(plan, known.group, known.record, member.record, until)
+        else:
+            version = self.groups.discard(plan, group, home, channel, until)
         if not version:
             return
         previous = self._home_version(group, home)
         self.segment.commit(plan)
-        self._note(group, home, channel, previous, version, Member(0, version, until))
+        self._note(group, home, channel, previous, version, Member(0, version, until, 0))
+
+    def _discard_straight(
+        self, known: _KnownHome, channel: str, member: Member, until: int
+    ) -> bool:
+        """Do the ordinary case; whether it was that."""
+        version = leave(self.segment, known.group, known.record, member.record, until)
+        if not version:
+            return False
+        del known.members[channel]
+        if until:
+            known.gone.append((channel, Member(member.joined, version, until, member.record)))
+        known.version = version  # last, as in `_add_straight`
+        return True
 
     def drop_home(self, group: str, home: str) -> bool:
         """Remove some members of a home whose process has died; whether any are left."""
@@ -280,12 +333,12 @@ class GroupStore:
             return list(known.members)
         names = [
             name
-            for name, (joined, _, deadline_ns) in known.members.items()
+            for name, (joined, _, deadline_ns, _) in known.members.items()
             if joined <= version and deadline_ns > now
         ]
         names += [
             name
-            for name, (joined, left, deadline_ns) in known.gone
+            for name, (joined, left, deadline_ns, _) in known.gone
             if joined <= version < left and deadline_ns > now
         ]
         return names
@@ -329,7 +382,7 @@ class GroupStore:
             if not record:
                 self._known_homes.pop((group, home), None)
                 return None
-            known = _KnownHome(record, words[record + L.IDENT])
+            known = _KnownHome(group_record, record, words[record + L.IDENT])
             self._remember_home(group, home, known)
         self._read_members(known)
         return known
@@ -382,7 +435,8 @@ class GroupStore:
         first = self.groups.heap.check(words[record + L.H_FIRST])
         if words[first + L.M_NEXT] or not member.joined:
             return
-        known = _KnownHome(record, words[record + L.IDENT])
+        group_record = self.groups.heap.check(words[record + L.OWNER])
+        known = _KnownHome(group_record, record, words[record + L.IDENT])
         known.version = member.joined
         known.note(channel, member)
         self._remember_home(group, home, known)
@@ -399,22 +453,15 @@ class GroupStore:
         used, self._hand = self.groups.table.some_buckets(self._hand, buckets)
         words = self.segment.words
         for bucket in used:
-            self._expire_some(
-                (
-                    record
-                    for record in list(self.groups.table.chain(bucket))
-                    if words[record] >> L.KIND_SHIFT == L.EXTENT_MEMBER
-                ),
-                now,
-            )
-
-    def _expire_some(self, members: Iterable[int], now: int) -> None:
-        words = self.segment.words
-        for member in members:
-            if words[member + L.IDENT] and words[member + L.M_DEADLINE] <= now:
-                plan = Plan(words)
-                self.groups.expire(plan, member)
-                self.segment.commit(plan)
+            for record in list(self.groups.table.chain(bucket)):
+                if (
+                    words[record + L.M_DEADLINE] <= now
+                    and words[record] >> L.KIND_SHIFT == L.EXTENT_MEMBER
+                    and words[record + L.IDENT]
+                ):
+                    plan = Plan(words)
+                    self.groups.expire(plan, record)
+                    self.segment.commit(plan)
 
     def _make_room(self, now: int) -> None:
         total = self.segment.heap_start - L.BUCKETS

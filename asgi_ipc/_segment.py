@@ -556,6 +556,17 @@ class Segment:
         words[k6] = v6
         words[L.LOG_N] = 0
 
+    def commit_pairs(self, *pairs: int) -> None:
+        """Do what ``commit`` does for words and values in turn, each word once."""
+        count = len(pairs) >> 1
+        words = self.words
+        self.memory[_LOG_START : _LOG_START + 16 * count] = _PAIRS[count](*pairs)
+        words[L.LOG_N] = count  # SYNC POINT "commit"
+        rest = iter(pairs)
+        for word, value in zip(rest, rest, strict=True):
+            words[word] = value
+        words[L.LOG_N] = 0
+
     def _replay(self) -> None:
         """Finish what a killed process committed."""
         words = self.words

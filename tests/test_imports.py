@@ -21,7 +21,7 @@ ROOMS = [
     {"_heap", "_check"},
     {"_table"},
     {"_queues", "_groups"},
-    {"_records", "_fast"},
+    {"_records", "_fast", "_joining"},
     {"_slots", "_statistics", "_membership", "_bell", "_inotify", "_inbox"},
     {"_fanout"},
     {"_store"},

@@ -506,6 +506,18 @@ def test_a_plan_that_fits_no_log_is_our_own_bug(make_segment: MakeSegment) -> No
     segment.transact(lambda: segment.commit({L.COUNT_FLUSHED: 1}))
 
 
+@pytest.mark.parametrize("count", [1, 4, 11])
+def test_pairs_are_committed_like_a_plan(make_segment: MakeSegment, count: int) -> None:
+    """Every word is written, and the log is idle again."""
+    segment = make_segment()
+    wanted = {L.SLOTS + number: 1000 + number for number in range(count)}
+    pairs = [number for pair in wanted.items() for number in pair]
+    segment.transact(segment.commit_pairs, *pairs)
+    assert {word: segment.words[word] for word in wanted} == wanted
+    assert segment.words[L.LOG_N] == 0
+    assert segment.words[L.LOG : L.LOG + 2 * count].tolist() == pairs
+
+
 def test_the_next_process_finishes_what_a_killed_one_committed(
     start: Start, make_segment: MakeSegment
 ) -> None:

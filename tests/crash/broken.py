@@ -22,6 +22,10 @@ class Broken(Segment):
         """Do what ``commit`` does."""
         self.commit(dict(zip(pairs[::2], pairs[1::2], strict=True)))
 
+    def commit_pairs(self, *pairs: int) -> None:
+        """Do what ``commit`` does."""
+        self.commit(dict(zip(pairs[::2], pairs[1::2], strict=True)))
+
     def _write_log(self, plan: dict[int, int]) -> None:
         for number, (word, value) in enumerate(plan.items()):
             self.words[L.LOG + 2 * number] = word

@@ -23,6 +23,7 @@ def program(world: World) -> Iterator[Op]:
     one, other = world.actors
     yield world.send(other, "c")
     yield world.add(one, "g", "home!x")
+    yield world.add(one, "g", "home!y")  # beside another of its home: straight-lined
     yield world.flush_messages(other)
 
 

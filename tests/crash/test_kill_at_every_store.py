@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import _fanout, _slots
+from asgi_ipc import _fanout, _membership, _slots
 from asgi_ipc import _layout as L
 
 from .explorer import Explorer
@@ -221,6 +221,38 @@ def test_groups_change_whole(make_explorer: MakeExplorer) -> None:
     explorer.explore(world.drop_home(other, "h", "other!"))
     explorer.explore(world.discard(other, "g", "normal"))  # the last one: the group goes
     assert not members(explorer)
+    check(explorer)
+
+
+def test_ordinary_changes_of_groups_are_whole(
+    make_explorer: MakeExplorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joining, renewing and leaving beside others of a home, the short way: done or not done."""
+    explorer = make_explorer(doubles=2)
+    world = explorer.world
+    one = world.actors[0]
+    done: list[str] = []
+    for way in ("join", "renew", "leave"):
+        short_way = getattr(_membership, way)
+
+        def noted(*arguments: Any, way: str = way, short_way: Any = short_way) -> Any:
+            result = short_way(*arguments)
+            done.append(way if result and result != (0, 0) else f"no {way}")
+            return result
+
+        monkeypatch.setattr(_membership, way, noted)
+    explorer.run(world.add(one, "g", "home!first"))
+    for name in "abcd":
+        explorer.explore(world.add(one, "g", f"home!{name}"))
+    explorer.explore(world.add(one, "g", "home!b", 100.0))
+    assert done == ["no join", *["join"] * 4, "renew"]  # at first there was no memory in stock
+    done.clear()
+    explorer.explore(world.discard(one, "g", "home!b", tombstone_s=0.0))  # from the middle
+    explorer.explore(world.discard(one, "g", "home!d", tombstone_s=0.0))  # the newest
+    explorer.explore(world.discard(one, "g", "home!first", tombstone_s=0.0))  # the oldest
+    explorer.explore(world.discard(one, "g", "home!a", tombstone_s=60.0))
+    explorer.explore(world.add(one, "g", "home!a"))  # beside its tombstone, in used memory
+    assert done == ["leave"] * 4 + ["join"]
     check(explorer)
 
 
