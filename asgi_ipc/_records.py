@@ -111,6 +111,23 @@ class Records:
         """Run something that allocates, with the room this segment can give: ``Heap.fit``."""
         return self.queues.heap.fit(attempt, lambda: self.make_room(now))
 
+    def is_surely_empty(self, home: str) -> bool:
+        """Whether a home has no messages; False also where that cannot be told without the lock.
+
+        Never true while what was sent before this call is still queued: ``CH_TAKEN`` is read
+        first, and ``CH_SENT``, which only grows and is never behind it, was no larger then.
+        """
+        words = self.segment.words
+        known = self.known.get(home)
+        if known is None or words is None or words[L.LOG_N]:
+            return False
+        record, ident = known
+        return bool(
+            words[record + L.CH_TAKEN] == words[record + L.CH_SENT]
+            and words[record + L.IDENT] == ident
+            and words[L.EPOCH] == self.segment.epoch
+        )
+
     def depth(self, home: str) -> int:
         """Return how many messages wait in a home."""
         record = self.find(home)

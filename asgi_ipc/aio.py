@@ -135,6 +135,7 @@ class AsyncIPCChannelLayer:
         self.lock_timeout = _positive(lock_timeout, "lock_timeout")
         self.block_timeout = block_timeout
         self._names: dict[str, tuple[str, str, int]] = {}
+        self._group_names: set[str] = set()  # that are valid
         self._process_parts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, str] = (
             weakref.WeakKeyDictionary()
         )
@@ -444,7 +445,8 @@ class AsyncIPCChannelLayer:
             InvalidName: (``TypeError``) either name.
             ChannelFull: the memory for groups is full.
         """
-        check_group(group)
+        if type(group) is not str or group not in self._group_names:
+            self._learn_group(group)
         name, home, _ = self._names.get(channel) or self._learn(channel)
         site = self._site
         if not site.is_open:
@@ -462,15 +464,35 @@ class AsyncIPCChannelLayer:
         Raises:
             InvalidName: (``TypeError``) either name.
         """
-        check_group(group)
-        self.check_name(channel)
-        await self._run(self._discard, group, channel)
+        if type(group) is not str or group not in self._group_names:
+            self._learn_group(group)
+        name, home, _ = self._names.get(channel) or self._learn(channel)
+        site = self._site
+        if not site.is_open:
+            site.open()
+        elif time.monotonic_ns() > site.watch_at_ns:
+            site.watch()
+        try:
+            self._discard(group, home, name)
+        except LockBusy:
+            await self._run(self._discard, group, home, name)
 
-    def _discard(self, group: str, channel: str) -> None:
-        home = home_of(channel)
+    def _discard(self, group: str, home: str, channel: str) -> None:
+        messages = self._site.messages
         # What was sent before now and is still queued for this home is still the member's.
-        pending = channel != home and self._site.messages.depth(home)
+        pending = (
+            channel is not home
+            and not messages.records.is_surely_empty(home)
+            and messages.depth(home)
+        )
         self._site.groups.discard(group, home, channel, self._expiry_ns if pending else 0)
+
+    def _learn_group(self, group: str) -> None:
+        """Check a group's name once."""
+        check_group(group)
+        if len(self._group_names) >= _NAME_CACHE:
+            self._group_names.clear()
+        self._group_names.add(group)
 
     async def group_send(
         self,

@@ -493,6 +493,35 @@ async def test_leaving_and_joining_again_loses_nothing(make_layer: MakeLayer) ->
     assert await layer.receive_async(["x!a"], block=False) == (None, None)
 
 
+async def test_a_member_that_left_keeps_what_was_sent_before(make_layer: MakeLayer) -> None:
+    """Also when its process has just looked into its home, and when another process sent it."""
+    layer, sender = make_layer(), make_layer()
+    for channel in ("x!a", "x!b"):
+        await layer.group_add("g", channel)
+    for number in range(3):
+        await sender.group_send("g", {"n": number})
+        if number < 2:
+            assert (await layer.receive("x!b"))["n"] == number
+            assert (await layer.receive("x!a"))["n"] == number
+        else:
+            await layer.group_discard("g", "x!a")
+            assert (await layer.receive("x!a"))["n"] == number
+    assert (await layer.receive("x!b"))["n"] == 2
+    assert await layer.group_channels("g") == ["x!b"]
+
+
+@pytest.mark.parametrize("call", ["group_add", "group_discard"])
+async def test_a_groups_name_is_checked_every_time(make_layer: MakeLayer, call: str) -> None:
+    """A valid one is remembered, an invalid one and what is no plain str never is."""
+    layer = make_layer()
+    change = getattr(layer, call)
+    for _ in range(2):
+        await change("g", "c")
+        for wrong in ("g!", "", "x" * 100, b"g", ["g"], None, 3):
+            with pytest.raises(InvalidName):
+                await change(wrong, "c")
+
+
 async def test_a_slow_member_loses_its_own_messages_only(
     make_layer: MakeLayer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -741,3 +741,38 @@ def test_a_queue_that_runs_in_a_circle_is_an_error(store: Store) -> None:
         store.take("c")
     os.ftruncate(store.segment.lock_fd, store.segment.size_bytes)  # still there
     store.segment.transact(store.store._flush)
+
+
+def test_without_the_lock_only_what_is_certain_is_called_empty(make_store: MakeStore) -> None:
+    """Neither a home that is not known, nor one with messages, nor any while a log waits."""
+    store, other = make_store(), make_store()
+    is_empty = store.store.records.is_surely_empty
+    assert not is_empty("x!")
+    store.send("x!a")
+    assert not is_empty("x!")
+    other.take("x!")
+    assert is_empty("x!")
+    other.send("x!b")
+    assert not is_empty("x!")
+    other.take("x!")
+    words = store.segment.words
+    words[L.LOG_N] = 1  # as a process leaves it that was killed while it sent
+    assert not is_empty("x!")
+    words[L.LOG_N] = 0
+    assert is_empty("x!")
+    other.store.flush()
+    assert not is_empty("x!")
+
+
+def test_a_home_that_was_forgotten_is_not_called_empty(make_store: MakeStore, clock: Clock) -> None:
+    """What lies now where a record was says nothing about its home."""
+    store, other = make_store(), make_store()
+    store.send("c")
+    other.bodies("c")
+    assert store.store.records.is_surely_empty("c")
+    clock.advance(3600)
+    for _ in range(3):  # the clock hand looks at a record twice
+        other.segment.transact(other.store.records.make_room, clock.now_ns)
+        clock.advance(3600)
+    assert not other.segment.transact(other.store.records.find, "c")
+    assert not store.store.records.is_surely_empty("c")
