@@ -118,26 +118,29 @@ class Heap:
             raise HeapFull(granules)
         return self._carve(plan, found, granules, kind)
 
-    def stock(self, size_bytes: int, kind: int) -> None:
+    def stock(self, size_bytes: int, kind: int) -> bool:
         """Cut several extents into an empty quick list: a committed step of its own.
 
         What is cut one by one costs about ten logged words each, and the large free extent's
         place in its list again and again. Does nothing where memory is short.
+
+        Returns:
+            Whether it has.
         """
         granules = (size_bytes + L.GRANULE_BYTES - 1) >> 5
         if granules > _STOCK_GRANULES // 2:
-            return
+            return False
         words = self._segment.words
         quick = L.QUICK_FOR[granules]
         granules = _SIZES[quick - L.QUICK]
         if words[quick]:
-            return
+            return False
         count = min(_STOCK, _STOCK_GRANULES // granules)
         plan = Plan(words)
         wanted = count * granules * _STOCK_FROM
         found = self._first_fit(plan, L.size_class(L.round_to_class(wanted)))
         if not found:
-            return
+            return False
         extent = self._carve(plan, found, count * granules, kind)
         before = plan[extent] >> L.PREVIOUS_SHIFT & L.SIZE_MASK
         following = 0
@@ -149,6 +152,7 @@ class Heap:
         self._set_previous(plan, extent, granules)
         plan[quick] = count << L.COUNT_SHIFT | following
         self._segment.commit(plan)
+        return True
 
     def free(self, plan: Plan, extent: int) -> None:
         """Give an extent back."""

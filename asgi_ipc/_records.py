@@ -38,7 +38,7 @@ class Records:
         self.segment = segment
         self.queues = Queues(segment)
         self.known: dict[str, tuple[int, int]] = {}
-        self._known_below: dict[tuple[str, int], tuple[int, int]] = {}  # of groups, by home
+        self.known_below: dict[tuple[str, int], tuple[int, int]] = {}  # of groups, by home
         self.name_at: dict[int, str] = {}
         self._hand = 0
         segment.on_epoch = self.forget
@@ -46,7 +46,7 @@ class Records:
     def forget(self) -> None:
         """Drop every remembered offset: the segment was flushed or replaced."""
         self.known.clear()
-        self._known_below.clear()
+        self.known_below.clear()
         self.name_at.clear()
 
     def find(self, name: str, owner: int = 0) -> int:
@@ -68,14 +68,14 @@ class Records:
     def _find_below(self, group: str, home: int) -> int:
         """Return the record that counts a group's envelopes for one home, or 0."""
         words = self.segment.words
-        record, ident = self._known_below.get((group, home), (0, 0))
+        record, ident = self.known_below.get((group, home), (0, 0))
         if record and words[record + L.IDENT] == ident:
             return record
         record = self.queues.find_channel(Plan(words), group, home)
         if record:
-            if len(self._known_below) >= _CACHE_LIMIT:
-                self._known_below.clear()
-            self._known_below[group, home] = (record, words[record + L.IDENT])
+            if len(self.known_below) >= _CACHE_LIMIT:
+                self.known_below.clear()
+            self.known_below[group, home] = (record, words[record + L.IDENT])
         return record
 
     def remember(self, name: str, record: int) -> None:

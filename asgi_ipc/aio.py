@@ -514,7 +514,8 @@ class AsyncIPCChannelLayer:
             InvalidName, InvalidMessage, UnserialisableValue, MessageTooLarge, StoreLocked:
                 as ``send``; never ``ChannelFull``.
         """
-        check_group(group)
+        if type(group) is not str or group not in self._group_names:
+            self._learn_group(group)
         body = _codec.encode(message)
         site = self._site
         if not site.is_open:
@@ -523,15 +524,19 @@ class AsyncIPCChannelLayer:
             raise self._too_large(len(body))
         if time.monotonic_ns() > site.watch_at_ns:
             site.watch()
-        snapshot = await self._run(site.groups.snapshot, group)
+        try:
+            snapshot = site.groups.snapshot(group)
+        except LockBusy:
+            snapshot = await self._run(site.groups.snapshot, group)
         envelopes = self._envelopes(snapshot, exclude)
         if not envelopes:
             return
         expiry_ns = self._expiry_ns if expiry is None else _nanoseconds(expiry, "expiry")
-        dead, drops = await self._run(
-            site.messages.send_group,
-            GroupMessage(group, body, envelopes, self.known_capacity, expiry_ns),
-        )
+        addressed = GroupMessage(group, body, envelopes, self.known_capacity, expiry_ns)
+        try:
+            dead, drops = site.messages.send_group(addressed)
+        except LockBusy:
+            dead, drops = await self._run(site.messages.send_group, addressed)
         for home in dead:
             while await self._run(site.groups.drop_home, group, home):
                 pass

@@ -654,7 +654,7 @@ def test_a_group_that_was_forgotten_is_counted_anew(make_store: MakeStore, clock
     for _ in range(2):  # made, then found
         assert send_group(store, [("a!", 1, 1)], []) == ([], 0)
         assert [message.name for message in store.take("a!").messages] == ["g"]
-    ((counter, ident),) = store.store.records._known_below.values()
+    ((counter, ident),) = store.store.records.known_below.values()
     for _ in range(2000):  # the hand passes everywhere and marks who is idle
         other.send("tick")
         other.take("tick")

@@ -278,6 +278,50 @@ def test_group_messages_are_sent_to_all_or_none(make_explorer: MakeExplorer) -> 
     check(explorer)
 
 
+def test_an_ordinary_group_message_is_sent_to_all_or_none(
+    make_explorer: MakeExplorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a straight line, to loops that wait, to one that is behind, and to one that is dead."""
+    explorer = make_explorer(doubles=2)
+    world = explorer.world
+    one, other = world.actors
+    fanout = one.messages._fanout
+    send_straight = fanout._send_straight
+    straight: list[bool] = []
+
+    def noted(message: _fanout.GroupMessage, now: int) -> list[str] | None:
+        dead = send_straight(message, now)
+        straight.append(dead is not None)
+        return dead
+
+    monkeypatch.setattr(fanout, "_send_straight", noted)
+    for channel in ("a!x", "a!y", "b!z"):
+        explorer.run(world.add(one, "g", channel))
+    for _ in range(3):
+        explorer.run(world.send_group(one, "g", 100))
+    for home in ("a!", "b!"):
+        for _ in range(3):
+            explorer.run(world.take(other, [home], limit=64))
+    for actor, home in ((one, "a!"), (other, "b!")):
+        explorer.run(world.claim(actor))
+        explorer.run(world.wait(world.loops[-1], [home], limit=64))
+    straight.clear()
+    explorer.explore(world.send_group(one, "g", 100))
+    assert [loop.rung for loop in world.loops] == [True, True]
+    explorer.run(world.take(other, ["a!"], limit=64))
+    explorer.explore(world.send_group(one, "g", 100, exclude="a!x"))  # b! is behind
+    assert straight == [True, True]
+    explorer.explore(world.send_group(one, "g", 20))  # of another size: cut from the heap
+    dead = world.loops[1]
+    while ("parked", "b!", dead.slot) not in explorer.look().state:
+        explorer.run(world.wait(dead, ["b!"], limit=64))
+    dead.dead = True
+    explorer.explore(world.send_group(one, "g", 100))  # to one that is parked, and dead
+    assert straight[-1]
+    assert dead not in world.loops
+    check(explorer)
+
+
 def test_a_batch_may_stop_between_two_plans(
     make_explorer: MakeExplorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
