@@ -266,6 +266,17 @@ ONLY_RINGS = """
 import asgi_ipc._port
 asgi_ipc._port.SAFETY_S = asgi_ipc._port.SETTLED_S = 3600.0
 """
+# For a child: what makes it die in a commit, the log written and nothing applied.
+HALF_A_COMMIT = """
+import struct
+from asgi_ipc import _layout as L
+def half(plan, flags=0):
+    pairs = [part for pair in plan.items() for part in pair]
+    start = 8 * L.LOG
+    segment.memory[start:start + 8 * len(pairs)] = struct.pack(f"<{len(pairs)}Q", *pairs)
+    segment.words[L.LOG_N] = len(plan)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 PREAMBLE = """
 import asyncio, faulthandler, os, signal, sys, threading, time
 faulthandler.enable()

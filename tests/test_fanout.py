@@ -11,12 +11,12 @@ import pytest
 
 from asgi_ipc import _layout as L
 from asgi_ipc import _queues, _table
-from asgi_ipc._check import check_messages
 from asgi_ipc._fanout import Envelope, Fanout, GroupMessage
-from asgi_ipc._segment import Segment
 from asgi_ipc._store import MessageStore
 from asgi_ipc.exceptions import ChannelFull
 from asgi_ipc.names import home_of
+
+from .twins import Twin
 
 if TYPE_CHECKING:
     from tests.conftest import Clock
@@ -42,13 +42,11 @@ class Idents:
         return self._next
 
 
-class Twin:
-    """A messages segment that two processes use, and a few loops that wait."""
+class Site(Twin):
+    """A messages segment and a few loops that wait."""
 
     def __init__(self, name: str, size: int, *, straight: bool) -> None:
-        self.segments = [
-            Segment(name, L.KIND_MESSAGES, size, mode=0o600, lock_timeout=10.0) for _ in range(2)
-        ]
+        super().__init__(name, L.KIND_MESSAGES, size)
         self.rings: list[tuple[int, int]] = []
         self.dead: set[int] = set()
         self.stores = [MessageStore(one, self._ring, lambda *_: ["m"]) for one in self.segments]
@@ -74,43 +72,21 @@ class Twin:
         """Have memory in stock: each way asks for it at another moment."""
         self.segments[0].transact(self.stores[0]._fanout._stock, message)
 
-    def content(self) -> list[object]:
-        """Return everything but what differs between any two segments, and the log."""
-        segment = self.segments[0]
-        end = segment.words[L.HEAP_END]
-        slots = segment.words[L.SLOTS : L.BUCKETS].tolist()
-        parts = ((L.BITMAP, L.SEQUENCE), (L.CLASSES, L.LOG), (L.BUCKETS, end + 1))
-        return [
-            slots[L.SLOT_TOKEN :: L.SLOT_WORDS],
-            slots[L.SLOT_HINT :: L.SLOT_WORDS],
-            *(segment.memory[8 * first : 8 * last] for first, last in parts),
-        ]
 
-    def problems(self) -> list[str]:
-        """Ask the checker."""
-        return self.segments[0].transact(check_messages, self.segments[0])
-
-    def close(self) -> None:
-        """Detach."""
-        for segment in self.segments:
-            segment.close()
-
-
-MakeTwin = Callable[..., Twin]
+MakeSite = Callable[..., Site]
 
 
 @pytest.fixture
-def make_twin(prefix: str) -> Iterator[MakeTwin]:
-    made: list[Twin] = []
+def make_site(prefix: str) -> Iterator[MakeSite]:
+    made: list[Site] = []
 
-    def make(size: int = 1 << 20, *, straight: bool = True) -> Twin:
-        made.append(Twin(f"/{prefix}-messages{len(made)}", size, straight=straight))
+    def make(size: int = 1 << 20, *, straight: bool = True) -> Site:
+        made.append(Site(f"/{prefix}-messages{len(made)}", size, straight=straight))
         return made[-1]
 
     yield make
     for twin in made:
         twin.close()
-        Segment.unlink_name(twin.segments[0].name)
 
 
 def random_message(dice: random.Random) -> GroupMessage:
@@ -128,7 +104,7 @@ def random_message(dice: random.Random) -> GroupMessage:
     return GroupMessage(group, dice.randbytes(size), envelopes, lambda _: capacity, expiry_ns)
 
 
-def do_something(twin: Twin, dice: random.Random) -> object:
+def do_something(twin: Site, dice: random.Random) -> object:
     """One operation that is no group message: the same one for the same dice."""
     store = twin.stores[int(dice.random() < 0.2)]
     home = dice.choice((*HOMES, "normal"))
@@ -161,13 +137,13 @@ def do_something(twin: Twin, dice: random.Random) -> object:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_both_ways_write_the_same_words(
-    make_twin: MakeTwin, clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int
+    make_site: MakeSite, clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Whatever happens in whatever order, memory is the same, who is rung, and every answer."""
     idents = Idents()
     monkeypatch.setattr(_table, "new_ident", idents)
     monkeypatch.setattr(_queues, "new_ident", idents)
-    twins = make_twin(), make_twin(straight=False)
+    twins = make_site(), make_site(straight=False)
     chance = random.Random(seed)
     for step in range(1200):
         choice, seed_of_step = chance.random(), chance.random()
@@ -199,7 +175,7 @@ def ordinary(size: int = 100, homes: int = 2) -> GroupMessage:
     return GroupMessage("g", bytes(size), envelopes, lambda _: 100, HOUR_NS)
 
 
-def way_of(twin: Twin, message: GroupMessage) -> bool:
+def way_of(twin: Site, message: GroupMessage) -> bool:
     """Whether a message went straight, at the first try or with what was stocked for it."""
     before = twin.ways[True]
     assert twin.stores[0].send_group(message) == ([], [])
@@ -207,9 +183,9 @@ def way_of(twin: Twin, message: GroupMessage) -> bool:
 
 
 @pytest.mark.parametrize("size", [0, 1, 24, 25, 4095, 4096, 200_000, L.LARGEST_QUICK * 32 - 40])
-def test_bodies_of_every_size_go_straight(make_twin: MakeTwin, size: int) -> None:
+def test_bodies_of_every_size_go_straight(make_site: MakeSite, size: int) -> None:
     """What is received is what was sent. The first message makes records, the second finds them."""
-    twin = make_twin(4 << 20)
+    twin = make_site(4 << 20)
     for number in range(4):
         message = ordinary(size)._replace(body=bytes([number]) * size)
         assert way_of(twin, message) == (number > 1)
@@ -219,9 +195,9 @@ def test_bodies_of_every_size_go_straight(make_twin: MakeTwin, size: int) -> Non
         assert not twin.problems()
 
 
-def test_what_no_quick_list_holds_does_not(make_twin: MakeTwin) -> None:
+def test_what_no_quick_list_holds_does_not(make_site: MakeSite) -> None:
     """A body that is one byte too large, and more homes than one plan takes."""
-    twin = make_twin(8 << 20)
+    twin = make_site(8 << 20)
     for message in (ordinary(L.LARGEST_QUICK * 32 - 39), ordinary(20, 25)):
         for _ in range(3):
             assert not way_of(twin, message)
@@ -230,16 +206,16 @@ def test_what_no_quick_list_holds_does_not(make_twin: MakeTwin) -> None:
     assert way_of(twin, ordinary(20, 24))
 
 
-def test_a_burst_is_stocked_for(make_twin: MakeTwin) -> None:
+def test_a_burst_is_stocked_for(make_site: MakeSite) -> None:
     """A hundred messages that nobody has taken yet: extents are cut by the dozen."""
-    twin = make_twin(4 << 20)
+    twin = make_site(4 << 20)
     assert sum(way_of(twin, ordinary()) for _ in range(100)) == 98
     assert not twin.problems()
 
 
-def test_damage_is_left_to_the_general_case(make_twin: MakeTwin) -> None:
+def test_damage_is_left_to_the_general_case(make_site: MakeSite) -> None:
     """It says what is wrong; nothing is written where the damage points to."""
-    twin = make_twin()
+    twin = make_site()
     for _ in range(3):
         way_of(twin, ordinary())
     segment, store = twin.segments[0], twin.stores[0]

@@ -26,6 +26,7 @@ from asgi_ipc import AsyncIPCChannelLayer, _bell, _inotify, _port
 from asgi_ipc import _layout as L
 from asgi_ipc._inotify import IN_ATTRIB, IN_CLOSE_WRITE, Inotify, open_inotify
 
+from .conftest import HALF_A_COMMIT
 from .stepping import drive
 
 if TYPE_CHECKING:
@@ -206,9 +207,8 @@ def test_what_one_killed_in_a_commit_has_sent_is_received_at_once(
     stopped.signal(signal.SIGSTOP)
     stopped.wait_for_state("T")
     sender = start(
-        """
-import struct
-from asgi_ipc import _layout as L
+        HALF_A_COMMIT
+        + """
 layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
 segment, slots = layer._site.messages.segment, layer._site.messages.slots
 asyncio.run(layer.send("other", {}))  # cuts a stock of extents, a step of its own
@@ -216,12 +216,6 @@ ring = slots.ring
 def ring_aloud(slot, token):
     say("rings", slot)
     return ring(slot, token)
-def half(plan, flags=0):
-    pairs = [part for pair in plan.items() for part in pair]
-    start = 8 * L.LOG
-    segment.memory[start:start + 8 * len(pairs)] = struct.pack(f"<{len(pairs)}Q", *pairs)
-    segment.words[L.LOG_N] = len(plan)
-    os.kill(os.getpid(), signal.SIGKILL)
 slots.ring, segment.commit = ring_aloud, half
 asyncio.run(layer.send("c", {"n": 1}))
 """

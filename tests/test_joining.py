@@ -11,11 +11,11 @@ import pytest
 
 from asgi_ipc import _joining, _membership, _table
 from asgi_ipc import _layout as L
-from asgi_ipc._check import check_groups
 from asgi_ipc._membership import GroupStore
-from asgi_ipc._segment import Segment
 from asgi_ipc.exceptions import ChannelFull, SegmentCorrupt
 from asgi_ipc.names import home_of
+
+from .twins import Twin
 
 if TYPE_CHECKING:
     from tests.conftest import Clock
@@ -36,26 +36,12 @@ class General(GroupStore):
         return False
 
 
-class Twin:
-    """A segment that two processes use."""
+class Site(Twin):
+    """A groups segment."""
 
     def __init__(self, name: str, size: int, store_class: type[GroupStore]) -> None:
-        self.segments = [
-            Segment(name, L.KIND_GROUPS, size, mode=0o600, lock_timeout=10.0) for _ in range(2)
-        ]
+        super().__init__(name, L.KIND_GROUPS, size)
         self.stores = [store_class(segment) for segment in self.segments]
-
-    def words(self) -> list[int]:
-        """Return everything but what differs between any two segments, and the log."""
-        words = self.segments[0].words
-        end = words[L.HEAP_END] + 1
-        return [
-            words[L.HEAP_END],
-            words[L.SEQUENCE],
-            *words[L.BITMAP : L.BITMAP + L.BITMAP_WORDS].tolist(),
-            *words[L.CLASSES : L.LOG].tolist(),
-            *words[L.BUCKETS : end].tolist(),
-        ]
 
     def stock(self, channel: str) -> None:
         """Have memory in stock for a member."""
@@ -63,31 +49,21 @@ class Twin:
         size = self.stores[0].groups.member_bytes(channel)
         self.segments[0].transact(heap.stock, size, L.EXTENT_MEMBER)
 
-    def problems(self) -> list[str]:
-        """Ask the checker."""
-        return self.segments[0].transact(check_groups, self.segments[0])
 
-    def close(self) -> None:
-        """Detach."""
-        for segment in self.segments:
-            segment.close()
-
-
-MakeTwin = Callable[..., Twin]
+MakeSite = Callable[..., Site]
 
 
 @pytest.fixture
-def make_twin(prefix: str) -> Iterator[MakeTwin]:
-    made: list[Twin] = []
+def make_site(prefix: str) -> Iterator[MakeSite]:
+    made: list[Site] = []
 
-    def make(store_class: type[GroupStore] = GroupStore, size: int = 256 << 10) -> Twin:
-        made.append(Twin(f"/{prefix}-groups{len(made)}", size, store_class))
+    def make(store_class: type[GroupStore] = GroupStore, size: int = 256 << 10) -> Site:
+        made.append(Site(f"/{prefix}-groups{len(made)}", size, store_class))
         return made[-1]
 
     yield make
     for twin in made:
         twin.close()
-        Segment.unlink_name(twin.segments[0].name)
 
 
 @pytest.fixture
@@ -117,7 +93,7 @@ def add(store: GroupStore, group: str, channel: str, expiry_ns: int = DAY_NS) ->
 @pytest.mark.parametrize("chain_limit", [64, 1])
 @pytest.mark.parametrize("seed", range(4))
 def test_both_ways_write_the_same_words(
-    make_twin: MakeTwin,
+    make_site: MakeSite,
     clock: Clock,
     ways: Counter[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -126,7 +102,7 @@ def test_both_ways_write_the_same_words(
 ) -> None:
     """Whatever happens in whatever order, memory is the same, and so is every answer."""
     monkeypatch.setattr(_joining, "_CHAIN_LIMIT", chain_limit)
-    twins = make_twin(), make_twin(General)
+    twins = make_site(), make_site(General)
     dice = random.Random(seed)
     for step in range(1500):
         who = int(dice.random() < 0.02)
@@ -164,32 +140,32 @@ def test_both_ways_write_the_same_words(
                 at = store.members_at(group, home, version)
                 assert sorted(at) == sorted(other.members_at(group, home, version))
                 assert store.snapshot(group) == other.snapshot(group)
-        assert twins[0].words() == twins[1].words(), f"after step {step}"
+        assert twins[0].content() == twins[1].content(), f"after step {step}"
     assert not twins[0].problems()
     assert ways["join"] > 200 and ways["renew"] > 20 and ways["leave"] > 50, ways
 
 
 @pytest.mark.usefixtures("clock")
 def test_members_that_leave_by_the_hundred_are_merged(
-    make_twin: MakeTwin, ways: Counter[str]
+    make_site: MakeSite, ways: Counter[str]
 ) -> None:
     """A quick list that is full declines, and the general path leaves the same words."""
-    twins = make_twin(size=1 << 20), make_twin(General, size=1 << 20)
+    twins = make_site(size=1 << 20), make_site(General, size=1 << 20)
     names = [f"a!{number:03}" for number in range(300)]
     for twin in twins:
         for name in names:
             add(twin.stores[0], "g", name)
         for name in names:
             twin.stores[0].discard("g", "a!", name, 0)
-    assert twins[0].words() == twins[1].words()
+    assert twins[0].content() == twins[1].content()
     assert ways["leave"] >= 250 and ways["no leave"] >= 30
 
 
 def test_an_interrupted_change_is_read_again(
-    make_twin: MakeTwin, monkeypatch: pytest.MonkeyPatch
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was committed when a signal handler raised is not committed a second time."""
-    twin = make_twin()
+    twin = make_site()
     store = twin.stores[0]
     add(store, "g", "a!first")
 
@@ -208,9 +184,9 @@ def test_an_interrupted_change_is_read_again(
     assert not twin.problems()
 
 
-def test_a_renewal_counts_from_now(make_twin: MakeTwin, clock: Clock) -> None:
+def test_a_renewal_counts_from_now(make_site: MakeSite, clock: Clock) -> None:
     """Also a shorter one; a membership that is over at this very moment begins anew."""
-    store = make_twin().stores[0]
+    store = make_site().stores[0]
     add(store, "g", "a!first")
     add(store, "g", "a!x")
     version = store.snapshot("g").version
@@ -228,9 +204,9 @@ def test_a_renewal_counts_from_now(make_twin: MakeTwin, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("broken", ["stock", "first"])
-def test_a_join_does_not_write_over_damage(make_twin: MakeTwin, broken: str) -> None:
+def test_a_join_does_not_write_over_damage(make_site: MakeSite, broken: str) -> None:
     """Numbers that cannot be are left to the general path, which says so."""
-    twin = make_twin()
+    twin = make_site()
     store, words = twin.stores[0], twin.segments[0].words
     add(store, "g", "a!0")
     twin.stock("a!1")
@@ -247,11 +223,11 @@ def test_a_join_does_not_write_over_damage(make_twin: MakeTwin, broken: str) -> 
 
 @pytest.mark.parametrize("leads_to", ["no record", "itself"])
 def test_a_leave_does_not_write_over_damage(
-    make_twin: MakeTwin, monkeypatch: pytest.MonkeyPatch, leads_to: str
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch, leads_to: str
 ) -> None:
     """The same for a hash chain that lacks the member."""
     monkeypatch.setattr(_table, "_CHAIN_LIMIT", 1000)
-    twin = make_twin()
+    twin = make_site()
     store, words = twin.stores[0], twin.segments[0].words
     for number in range(3):
         add(store, "g", f"a!{number}")

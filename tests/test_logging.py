@@ -16,6 +16,7 @@ import pytest
 from asgi_ipc import AsyncIPCChannelLayer, ChannelFull
 from asgi_ipc import _throttle as throttle_module
 
+from .conftest import HALF_A_COMMIT
 from .stepping import drive
 
 if TYPE_CHECKING:
@@ -135,18 +136,11 @@ def test_a_replayed_log_is_told_once_and_no_lock_is_held(
     layer = heard.layer = make_layer()
     drive(layer.send("d", {"n": 0}))
     child = start(
-        """
-import struct
-from asgi_ipc import _layout as L
+        HALF_A_COMMIT
+        + """
 layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
 segment = layer._site.messages.segment
 asyncio.run(layer.send("other", {"n": 1}))  # cuts a stock of extents, a step of its own
-def half(plan, flags=0):
-    pairs = [part for pair in plan.items() for part in pair]
-    start = 8 * L.LOG
-    segment.memory[start:start + 8 * len(pairs)] = struct.pack(f"<{len(pairs)}Q", *pairs)
-    segment.words[L.LOG_N] = len(plan)
-    os.kill(os.getpid(), signal.SIGKILL)
 segment.commit = half
 asyncio.run(layer.send("d", {"n": 1}))
 """

@@ -14,7 +14,7 @@ import pytest
 from asgi_ipc import AsyncIPCChannelLayer, ChannelFull
 from asgi_ipc import _layout as L
 
-from ..conftest import PATIENCE_S
+from ..conftest import HALF_A_COMMIT, PATIENCE_S
 from ..stepping import drive
 from ..test_aio import HOLD_LOCK
 from ..test_segment import write_word
@@ -89,17 +89,10 @@ def test_what_a_killed_process_left_in_the_log_is_a_warning(
     layer = make_layer()
     drive(layer.send("c", {"n": 1}))
     child = start(
-        """
-import struct
-from asgi_ipc import _layout as L
+        HALF_A_COMMIT
+        + """
 layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
 segment = layer._site.messages.segment
-def half(plan, flags=0):
-    pairs = [part for pair in plan.items() for part in pair]
-    start = 8 * L.LOG
-    segment.memory[start:start + 8 * len(pairs)] = struct.pack(f"<{len(pairs)}Q", *pairs)
-    segment.words[L.LOG_N] = len(plan)
-    os.kill(os.getpid(), signal.SIGKILL)
 segment.commit = half
 asyncio.run(layer.send("d", {}))
 """
