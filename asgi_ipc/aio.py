@@ -467,15 +467,7 @@ class AsyncIPCChannelLayer:
         if type(group) is not str or group not in self._group_names:
             self._learn_group(group)
         name, home, _ = self._names.get(channel) or self._learn(channel)
-        site = self._site
-        if not site.is_open:
-            site.open()
-        elif time.monotonic_ns() > site.watch_at_ns:
-            site.watch()
-        try:
-            self._discard(group, home, name)
-        except LockBusy:
-            await self._run(self._discard, group, home, name)
+        await self._run(self._discard, group, home, name)
 
     def _discard(self, group: str, home: str, channel: str) -> None:
         messages = self._site.messages
