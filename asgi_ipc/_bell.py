@@ -174,7 +174,8 @@ class Door:
                 break
             except OSError as exc:
                 if exc.errno in (errno.EMFILE, errno.ENFILE):
-                    break  # the guest waits in the backlog, and its ring with it
+                    came = True  # the guest waits in the backlog; its ring is heard
+                    break
                 if exc.errno == errno.ECONNABORTED:
                     continue  # gone before it was answered
                 raise

@@ -41,7 +41,7 @@ class Inotify:
         """Watch these paths, links followed, each for its mask of events.
 
         Raises:
-            OSError, ImportError: not to be had here, or not now.
+            OSError, ImportError, AttributeError: not to be had here, or not now.
         """
         libc = _libc()
         self.fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -72,7 +72,7 @@ def open_inotify(watches: Iterable[tuple[str, int]]) -> Inotify | None:
     """Watch these paths; ``None`` where that cannot be done."""
     try:
         return Inotify(watches)
-    except (OSError, ImportError) as exc:
+    except (OSError, ImportError, AttributeError) as exc:
         if not next(_refusals):  # once in a process
             logger.debug(
                 "no inotify here: a killed process is noticed by looking, every few seconds: %s",
@@ -87,7 +87,7 @@ def _libc() -> Any:
     """Return the C library of this process.
 
     Raises:
-        OSError, ImportError: it cannot be called, or has no inotify.
+        OSError, ImportError, AttributeError: it cannot be called, or has no inotify.
     """
     if not sys.platform.startswith("linux"):
         raise OSError(errno.ENOSYS, "no inotify on this system")

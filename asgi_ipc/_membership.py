@@ -146,11 +146,10 @@ class GroupStore:
             known.note(channel, Member(version, 0, deadline, record))
             known.version = version  # last: whoever is interrupted before it reads all anew
             return True
-        if not renew(self.segment, member.record, now, deadline):
-            return False
-        # Its own deadline is not noted: all are read anew when the first one is due.
+        # Its own deadline is not noted: all are read anew when the first one is due. Before the
+        # commit, as a signal handler may raise right after it.
         known.due_ns = min(known.due_ns, deadline)
-        return True
+        return renew(self.segment, member.record, now, deadline)
 
     def _add_general(self, group: str, home: str, channel: str, now: int, deadline: int) -> None:
         self.groups.heap.stock(self.groups.member_bytes(channel), L.EXTENT_MEMBER)

@@ -50,7 +50,8 @@ logger = logging.getLogger("asgi_ipc")
 # How often a loop with waiters looks unasked, where inotify does not tell it of lost processes.
 SAFETY_S = 5.0
 # So many times as rarely where it does: every 30 s. What is left for that look is a message whose
-# reader was rung and neither ends nor takes it, because it is stopped or blocks its loop.
+# reader was rung and neither ends nor takes it: it is stopped, blocks its loop, or has closed it
+# and left the receive standing.
 _RARELY = 6
 # A loop that has waited so long asks for inotify: one that ends sooner is spared importing ctypes
 # (3 ms) and closing the descriptor (up to 16 ms, asleep). And so long after an event it looks
@@ -187,7 +188,7 @@ class Port:
         self._anchor = anchor
         self._serve = serve
         self._on_safety = on_safety
-        self._new_inotify = new_inotify
+        self._new_inotify: Callable[[str], Inotify | None] | None = new_inotify
         self.waiters: dict[str, Waiter | dict[Waiter, None]] = {}  # alone, or in order
         self.homes: dict[str, int] = {}  # how many waiters wait in each home
         self._ever: set[str] = set()  # process-specific homes this loop has received for
@@ -494,21 +495,27 @@ class Port:
         loop = self._loop()
         if not self.waiter_count or loop is None or not self.is_open:
             return
+        self._look_again_after(SAFETY_S)  # whatever happens now
         was_told = self.fittings.inotify is not None
-        if not was_told and self._begins_to_be_told(loop):
-            self._look_again_after(SETTLED_S)  # as after an event, which it may have missed
-        else:
-            self._look_again_after(SAFETY_S)
+        begins = not was_told and self._begins_to_be_told(loop)
         rested = self._look_unasked()
-        if was_told and rested:  # else it may not have been able to park: the memory is full
+        if begins:
+            self._look_again_after(SETTLED_S)  # as after an event, which it may have missed
+        elif was_told and rested:  # else it may not have been able to park: the memory is full
             self._look_again_after(_RARELY * SAFETY_S)
 
     def _begins_to_be_told(self, loop: HostLoop) -> bool:
-        """Have inotify tell of what happens from now on, if that can be done."""
-        inotify = self.fittings.inotify = self._new_inotify(self.fittings.door.path)
+        """Have inotify tell of what happens from now on, if that can be done: asked for once."""
+        new_inotify, self._new_inotify = self._new_inotify, None
+        inotify = new_inotify(self.fittings.door.path) if new_inotify is not None else None
         if inotify is None:
             return False
-        loop.add_reader(inotify.fd, self._on_event)
+        try:
+            loop.add_reader(inotify.fd, self._on_event)
+        except BaseException:
+            inotify.close()
+            raise
+        self.fittings.inotify = inotify
         return True
 
     def _on_event(self) -> None:
@@ -528,7 +535,7 @@ class Port:
             self._timer.cancel()
             self._timer = None
         loop = self._loop()
-        if self.waiter_count and loop is not None:
+        if self.waiter_count and self.is_open and loop is not None:
             self._timer = loop.call_later(pause_s, self._safety)
 
     def _look_unasked(self) -> bool:

@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from . import _layout as L
@@ -140,12 +141,11 @@ class Site:
         for name in ("messages", "groups"):
             Segment.unlink_name(f"/{self.prefix}-{name}")
         directory = bells_directory(self.prefix)
-        try:
+        with suppress(OSError):  # ENOENT: nobody ever waited; ENOTEMPTY: somebody is starting to
             for name in os.listdir(directory):
-                os.unlink(os.path.join(directory, name))
+                with suppress(FileNotFoundError):  # its owner was faster
+                    os.unlink(os.path.join(directory, name))
             os.rmdir(directory)
-        except OSError:
-            pass  # ENOENT: nobody ever waited; ENOTEMPTY: somebody is just starting to
 
     def watch(self) -> None:
         """Notice that somebody removed segments or doors underneath us, say so, and follow.
@@ -261,7 +261,7 @@ class Site:
             return port
 
     def _new_inotify(self, door: str) -> Inotify | None:
-        """Watch both segments and a door; ``None`` where that cannot be done.
+        """Watch both segments, a door and where it is; ``None`` where that cannot be done.
 
         The segments by their descriptors: whoever owns their names now. Of the groups only the
         loss of the name: a process that ends lets go of both, and equal events in a row are one.
@@ -273,6 +273,7 @@ class Site:
                     (_link_to(self.messages.segment), IN_CLOSE_WRITE | IN_ATTRIB),
                     (_link_to(self.groups.segment), IN_ATTRIB),
                     (door, IN_ATTRIB | IN_MOVE_SELF),
+                    (os.path.dirname(door), IN_MOVE_SELF),
                 )
             )
 

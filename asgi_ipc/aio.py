@@ -447,6 +447,8 @@ class AsyncIPCChannelLayer:
         """
         if type(group) is not str or group not in self._group_names:
             self._learn_group(group)
+        if type(channel) is not str:
+            self.check_name(channel)
         name, home, _ = self._names.get(channel) or self._learn(channel)
         site = self._site
         if not site.is_open:
@@ -466,6 +468,8 @@ class AsyncIPCChannelLayer:
         """
         if type(group) is not str or group not in self._group_names:
             self._learn_group(group)
+        if type(channel) is not str:
+            self.check_name(channel)
         name, home, _ = self._names.get(channel) or self._learn(channel)
         await self._run(self._discard, group, home, name)
 

@@ -361,7 +361,7 @@ def no_descriptor_left() -> Iterator[None]:
 
 
 def test_out_of_descriptors_the_ringer_does_not_fail(house: House, ringer: Ringer) -> None:
-    """A send that cannot open a connection is still a send: the safety look finds it."""
+    """A send that cannot open a connection is still a send: it calls all who wait."""
     with no_descriptor_left():
         assert ringer.ring(SLOT, house.token)
     assert ringer.ring(SLOT, house.token)

@@ -188,8 +188,9 @@ def split_a_free_extent(site: Site) -> None:
 
 
 def claim_a_body_less(site: Site) -> None:
-    body = next(site.extents(site.messages, L.EXTENT_BODY))
-    site.messages.words[body + L.BODY_REFS] -= 1
+    words = site.messages.words
+    bodies = site.extents(site.messages, L.EXTENT_BODY)
+    words[next(body for body in bodies if words[body + L.BODY_REFS]) + L.BODY_REFS] -= 1
 
 
 DAMAGES: dict[str, tuple[Damage, str]] = {

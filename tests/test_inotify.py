@@ -321,6 +321,29 @@ def test_removed_doors_are_made_anew_at_once(
     child.expect("1", SOON_S)
 
 
+@pytest.mark.parametrize("what", ["directory", "doors"])
+def test_moved_doors_are_made_anew_at_once(
+    start: Start, make_layer: MakeLayer, prefix: str, what: str
+) -> None:
+    """Nobody finds them where they are now."""
+    child = start_settled(start, ASYNC)
+    directory = Path(f"/dev/shm/{prefix}-bells")
+    elsewhere = directory.with_name(f"{prefix}-moved")
+    if what == "directory":
+        directory.rename(elsewhere)
+    else:
+        elsewhere.mkdir()
+        for door in directory.iterdir():
+            door.rename(elsewhere / door.name)
+    give_up = time.monotonic() + SOON_S
+    while not directory.is_dir() or len(list(directory.iterdir())) < 2:
+        assert time.monotonic() < give_up
+        os.sched_yield()
+    shutil.rmtree(elsewhere)
+    make_layer().sync.send("c", {"n": 1})
+    child.expect("1", SOON_S)
+
+
 async def test_what_happened_while_nobody_waited_is_not_missed(
     make_layer: MakeLayer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +389,32 @@ def test_a_sender_without_descriptors_wakes_its_reader(start: Start, make_layer:
     child = start_settled(start, ASYNC)
     with no_descriptor_left():
         drive(layer.send("c", {"n": 1}))
+    child.expect("1", SOON_S)
+
+
+def test_a_reader_without_descriptors_hears_who_rings_first(
+    start: Start, make_layer: MakeLayer
+) -> None:
+    """It cannot let the sender in, but it knows that somebody is there."""
+    child = start(
+        NEVER_LOOKS
+        + """
+import resource
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+say_when_settled(layer)
+async def main():
+    waiting = asyncio.ensure_future(layer.receive("c"))
+    await asyncio.to_thread(sys.stdin.readline)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    say("has none left")
+    say((await waiting)["n"])
+asyncio.run(main())
+"""
+    )
+    child.expect("settled")
+    child.tell()
+    child.expect("has none left")
+    drive(make_layer().send("c", {"n": 1}))
     child.expect("1", SOON_S)
 
 

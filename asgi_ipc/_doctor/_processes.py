@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from .. import _procfs
@@ -148,12 +149,11 @@ def inotify_instances(user: int) -> int:
     instances = 0
     for pid in filter(str.isdigit, os.listdir("/proc")):
         directory = f"/proc/{pid}/fd"
-        try:
+        with suppress(OSError):  # ended, or not ours to see
             if os.stat(directory).st_uid == user:
                 for fd in os.listdir(directory):
-                    instances += os.readlink(f"{directory}/{fd}") == "anon_inode:inotify"
-        except OSError:
-            pass  # ended, or closed, or not ours to see
+                    with suppress(OSError):  # closed meanwhile, as the one of this listing
+                        instances += os.readlink(f"{directory}/{fd}") == "anon_inode:inotify"
     return instances
 
 

@@ -12,6 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from tests.conftest import Child
 
+from ..test_inotify import inotifies
 from .processes import Server, eventually
 
 StartServer = Callable[..., Server]
@@ -110,6 +111,7 @@ def test_connections_leave_nothing(
     server = start_server(kind, request_timeout=20, client_timeout=20)
     asyncio.run(storm(server.port, 50, seed=0))  # what is made once
     eventually(lambda: is_idle(server.state()), "the end of the first connections")
+    eventually(lambda: inotifies(server.pid) or kind != "uvicorn", "its inotify descriptor")
     before = eventually(lambda: server.state(), "its state")
     asyncio.run(storm(server.port, count, seed=count))
     eventually(lambda: is_idle(server.state()), "the end of all connections")
