@@ -131,6 +131,7 @@ def does_not_poll(reactor):
     threads = threading.active_count()
     descriptors = len(os.listdir("/proc/self/fd"))
     waiting = [layer.receive_twisted([HOME]), layer.receive_twisted(["other.channel"])]
+    yield pause(reactor)
     while layer.core._site.ports()[0]._pause_s < 5:  # until it has asked for inotify, and looked
         yield pause(reactor, 0.05)
     check(threading.active_count() == threads, threading.enumerate())
