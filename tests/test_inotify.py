@@ -258,7 +258,7 @@ def test_one_that_was_rung_when_it_was_dead_already(
     monkeypatch.setattr(_bell, "_CHECK_EVERY_S", 3600.0)  # 1 ms, made longer
     layer = make_layer()
     victim = start_settled(start, ASYNC)
-    heir = start_settled(start, "LATER = 2.0" + ASYNC)
+    heir = start_settled(start, "LATER = 5.0" + ASYNC)
     for number in range(6):  # they take turns; then their bells are known
         drive(layer.send("c", {"n": number}))
         [victim, heir][number % 2].expect(str(number))
@@ -477,8 +477,12 @@ def test_a_refusal_is_told_once(
 # -- what it costs -----------------------------------------------------------------------
 
 
-def test_a_loop_that_ends_soon_has_none(make_layer: MakeLayer) -> None:
+def test_a_loop_that_ends_soon_has_none(
+    make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Making and closing one for every short wait would be dear."""
+    assert _port.SETTLED_S > 0.1
+    monkeypatch.setattr(_port, "SETTLED_S", 60.0)  # so that a machine that stands still is soon
     layer = make_layer()
 
     async def wait_briefly() -> int:
