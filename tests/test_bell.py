@@ -11,6 +11,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -366,6 +367,18 @@ def test_out_of_descriptors_the_ringer_does_not_fail(house: House, ringer: Ringe
         assert ringer.ring(SLOT, house.token)
     assert ringer.ring(SLOT, house.token)
     assert house.is_knocked_at()
+
+
+def test_who_cannot_be_reached_is_called_in_another_way(tmp_path: Path) -> None:
+    """Neither dead nor to be rung: whoever waits is told through the segment."""
+    not_a_directory = tmp_path / "file"
+    not_a_directory.touch()
+    calls: list[str] = []
+    ringer = Ringer(str(not_a_directory))
+    ringer.call_all = lambda: calls.append("all")
+    assert ringer.ring(SLOT, 1 << 8 | SLOT)
+    assert calls == ["all"]
+    ringer.close()
 
 
 def test_a_bell_that_could_not_be_received_is_asked_for_again(house: House, ringer: Ringer) -> None:
