@@ -86,16 +86,7 @@ def join(
         member,
         first + L.M_PREVIOUS,
         member,
-        L.SEQUENCE,
-        version,
-        group + L.G_VERSION,
-        version,
-        home + L.H_VERSION,
-        version,
-        group + L.G_COUNT,
-        words[group + L.G_COUNT] + 1,
-        home + L.H_COUNT,
-        words[home + L.H_COUNT] + 1,
+        *_change(words, group, home, version, 1),
     )
     return version, member
 
@@ -117,21 +108,10 @@ def leave(segment: Segment, group: int, home: int, member: int, tombstone_until_
     """
     words = segment.words
     version: int = words[L.SEQUENCE] + 1
-    changes = (
-        L.SEQUENCE,
-        version,
-        group + L.G_VERSION,
-        version,
-        home + L.H_VERSION,
-        version,
-        group + L.G_COUNT,
-        words[group + L.G_COUNT] - 1,
-        home + L.H_COUNT,
-        words[home + L.H_COUNT] - 1,
-    )
+    change = _change(words, group, home, version, -1)
     if tombstone_until_ns:
         segment.commit_pairs(
-            member + L.M_LEFT, version, member + L.M_DEADLINE, tombstone_until_ns, *changes
+            member + L.M_LEFT, version, member + L.M_DEADLINE, tombstone_until_ns, *change
         )
         return version
     header, _, _, hash_next, _, _, key_word, following, previous, _, _, _ = _MEMBER(
@@ -174,6 +154,22 @@ def leave(segment: Segment, group: int, home: int, member: int, tombstone_until_
         previous + L.M_NEXT if previous else home + L.H_FIRST,
         following,
         *back,
-        *changes,
+        *change,
     )
     return version
+
+
+def _change(words: memoryview, group: int, home: int, version: int, by: int) -> tuple[int, ...]:
+    """Return what every change of a home's members writes, as pairs of word and value."""
+    return (
+        L.SEQUENCE,
+        version,
+        group + L.G_VERSION,
+        version,
+        home + L.H_VERSION,
+        version,
+        group + L.G_COUNT,
+        words[group + L.G_COUNT] + by,
+        home + L.H_COUNT,
+        words[home + L.H_COUNT] + by,
+    )

@@ -184,6 +184,30 @@ def test_an_interrupted_change_is_read_again(
     assert not twin.problems()
 
 
+def test_an_interrupted_renewal_that_is_shorter_ends_in_time(
+    make_site: MakeSite, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler that raised right after the commit does not make it outlive itself."""
+    twin = make_site()
+    store = twin.stores[0]
+    for channel in ("a!first", "a!x"):
+        add(store, "g", channel)
+    version = store.snapshot("g").version
+    assert len(store.members_at("g", "a!", version)) == 2
+    renew = _joining.renew
+
+    def interrupted(*arguments: Any) -> None:
+        assert renew(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_membership, "renew", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            add(store, "g", "a!x", 60 * SECOND_NS)
+    clock.advance(61)
+    assert store.members_at("g", "a!", version) == ["a!first"]
+
+
 def test_a_renewal_counts_from_now(make_site: MakeSite, clock: Clock) -> None:
     """Also a shorter one; a membership that is over at this very moment begins anew."""
     store = make_site().stores[0]
