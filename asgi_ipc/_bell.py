@@ -288,7 +288,8 @@ class Ringer:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._peers: dict[int, _Peer] = {}
-        weakref.finalize(self, _close_all, self._peers)
+        # Not at exit: a thread may still ring, and the kernel closes them a moment later.
+        weakref.finalize(self, _close_all, self._peers).atexit = False
         self.own: dict[int, Callable[[], bool]] = {}  # loops of this process, by token
         self.call_all: Callable[[], None] = lambda: None  # for who cannot be rung
 
@@ -388,8 +389,16 @@ class Ringer:
         """Close every connection."""
         _close_all(self._peers)
 
+    def abandon(self) -> None:
+        """Forget the parent's loops in a forked child, and close the copies of its connections."""
+        self.own.clear()
+        self.close()
+
 
 def _close_all(peers: dict[int, _Peer]) -> None:
     for peer in peers.values():
-        peer.close()
+        try:
+            peer.close()
+        except OSError:
+            pass  # EBADF: somebody else has closed it
     peers.clear()

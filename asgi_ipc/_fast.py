@@ -18,6 +18,7 @@ import struct
 from collections.abc import Callable, Container
 
 from . import _layout as L
+from ._own import here
 from ._queues import Popped
 from ._scratch import borrow
 from ._segment import Segment
@@ -80,16 +81,17 @@ def append(
     """
     record, ident = known
     guard = segment.guard
-    if guard._is_owned():  # type: ignore[attr-defined]
+    if here[0] != segment.attached_by or guard._is_owned():  # type: ignore[attr-defined]
         return False
-    with guard:
+    try:
+        guard.acquire()
         fd = segment.lock_fd
         if fd < 0:
             return False
         try:
             try:
                 _flock(fd, _EXCLUSIVE)
-            except BlockingIOError:
+            except OSError:
                 segment.contend()
             words = segment.words
             if words[_LOG_N] or words[_EPOCH] != segment.epoch:
@@ -188,7 +190,17 @@ def append(
         except (IndexError, ValueError, struct.error):
             return False  # damaged numbers: the general path says which
         finally:
-            _flock(fd, _UNLOCK)
+            try:
+                _flock(segment.lock_fd, _UNLOCK)
+            except (OSError, ValueError):
+                pass  # lost meanwhile: there is nothing to unlock
+    finally:
+        try:
+            guard.release()
+        except RuntimeError:
+            pass  # interrupted before it was had
+        if segment.news:
+            segment.tell()
 
 
 def pop(
@@ -211,16 +223,17 @@ def pop(
     """
     record, ident = known
     guard = segment.guard
-    if guard._is_owned():  # type: ignore[attr-defined]
+    if here[0] != segment.attached_by or guard._is_owned():  # type: ignore[attr-defined]
         return None
-    with guard:
+    try:
+        guard.acquire()
         fd = segment.lock_fd
         if fd < 0:
             return None
         try:
             try:
                 _flock(fd, _EXCLUSIVE)
-            except BlockingIOError:
+            except OSError:
                 segment.contend()
             words = segment.words
             if words[_LOG_N] or words[_EPOCH] != segment.epoch:
@@ -302,7 +315,17 @@ def pop(
         except (IndexError, ValueError, struct.error):
             return None  # damaged numbers: the general path says which
         finally:
-            _flock(fd, _UNLOCK)
+            try:
+                _flock(segment.lock_fd, _UNLOCK)
+            except (OSError, ValueError):
+                pass  # lost meanwhile: there is nothing to unlock
+    finally:
+        try:
+            guard.release()
+        except RuntimeError:
+            pass  # interrupted before it was had
+        if segment.news:
+            segment.tell()
 
 
 def park(segment: Segment, known: Known, slot: int, token: int) -> bool:
@@ -313,16 +336,17 @@ def park(segment: Segment, known: Known, slot: int, token: int) -> bool:
     """
     record, ident = known
     guard = segment.guard
-    if guard._is_owned():  # type: ignore[attr-defined]
+    if here[0] != segment.attached_by or guard._is_owned():  # type: ignore[attr-defined]
         return False
-    with guard:
+    try:
+        guard.acquire()
         fd = segment.lock_fd
         if fd < 0:
             return False
         try:
             try:
                 _flock(fd, _EXCLUSIVE)
-            except BlockingIOError:
+            except OSError:
                 segment.contend()
             words = segment.words
             if (
@@ -340,7 +364,17 @@ def park(segment: Segment, known: Known, slot: int, token: int) -> bool:
                 segment.commit({word: mask | bit})
             return True
         finally:
-            _flock(fd, _UNLOCK)
+            try:
+                _flock(segment.lock_fd, _UNLOCK)
+            except (OSError, ValueError):
+                pass  # lost meanwhile: there is nothing to unlock
+    finally:
+        try:
+            guard.release()
+        except RuntimeError:
+            pass  # interrupted before it was had
+        if segment.news:
+            segment.tell()
 
 
 def drain(

@@ -327,17 +327,15 @@ class Heap:
         while True:
             try:
                 return attempt()
-            except HeapFull as exc:
-                error: Exception = exc
+            except HeapFull as exc:  # not kept: its frames are the way to the memory
                 try:
                     if self._grow(exc.granules):
                         continue
                 except OSError as cause:
-                    if cause.errno != errno.ENOSPC:
+                    if has_made_room or cause.errno != errno.ENOSPC:
                         raise
-                    error = cause
-            if has_made_room:
-                raise error
+                if has_made_room:
+                    raise
             make_room()
             has_made_room = True
 

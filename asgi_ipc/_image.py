@@ -23,6 +23,7 @@ import posix_ipc
 
 from . import _layout as L
 from . import _procfs
+from ._own import identity_of
 from ._segment import Segment
 from .exceptions import (
     SegmentCorrupt,
@@ -138,7 +139,8 @@ class Image(Segment):
         self.backed_end = 0
         self._mapped_bytes = 0
         self._repaired: Copy | None = None
-        self._own_lock(_open(name))
+        fd = _open(name)
+        self._own_lock(fd, identity_of(fd) or self._identity)
         try:
             self._check()
         except BaseException:

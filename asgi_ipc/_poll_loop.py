@@ -13,7 +13,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import heapq
 import itertools
-import os
 import select
 import signal
 import threading
@@ -24,6 +23,7 @@ from typing import Any, Self, TypeVar
 
 from ._bell import PipeBell, new_bell, ring
 from ._blocking import driving
+from ._own import here, this_process
 
 __all__ = ["PollLoop", "PrivateLoops"]
 
@@ -97,7 +97,7 @@ class PollLoop:
     """An event loop for one thread; it goes with the thread."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
+        self.process = this_process()
         self._thread = threading.get_ident()
         self._poll = select.poll()
         self._readers: dict[int, Callable[..., object]] = {}
@@ -233,12 +233,15 @@ class PollLoop:
         if self._is_closed or self._is_running:
             return
         with SignalMask():
-            if os.getpid() == self.pid:
+            if self.process == here[0]:
                 for callback in self._on_close:
                     callback()
             self._is_closed = True
             self._readers.clear()
-            self._alarm.close()
+            try:
+                self._alarm.close()
+            except OSError:
+                pass  # EBADF: somebody else has closed it
 
     def __del__(self) -> None:
         self.close()
@@ -254,7 +257,7 @@ class PrivateLoops:
         """Run a coroutine, made for this thread's loop, to its end."""
         with SignalMask() as mask:
             loop: PollLoop | None = getattr(self._threads, "loop", None)
-            if loop is None or loop.is_closed() or loop.is_running() or loop.pid != os.getpid():
+            if loop is None or loop.is_closed() or loop.is_running() or loop.process != here[0]:
                 loop = self._threads.loop = PollLoop()
             return loop.run(make_operation(loop), mask)
 

@@ -38,6 +38,7 @@ from typing import Any, Protocol
 from ._bell import Bell, Door, Ringer, new_bell, new_random, ring
 from ._blocking import driving
 from ._inotify import Inotify
+from ._own import here, this_process
 from ._segment import LockBusy
 from ._spin import Spin
 from ._store import MessageStore
@@ -143,14 +144,28 @@ class _Fittings:
         self.door = door
         self.inotify: Inotify | None = None
         self.open = True
+        self.process = this_process()
 
-    def close(self, *, unlink: bool = True) -> None:
-        if self.open:
-            self.open = False
-            self.door.close(unlink=unlink)
-            self.bell.close()
-            if self.inotify is not None:
-                self.inotify.close()
+    def close(self) -> None:
+        """Close what is open; a forked child, which has copies, removes no name."""
+        if not self.open:
+            return
+        self.open = False
+        for part in (self.door, self.bell, self.inotify):
+            try:
+                if isinstance(part, Door):
+                    part.close(unlink=here[0] == self.process)
+                elif part is not None:
+                    part.close()
+            except OSError:
+                pass  # EBADF: somebody else has closed it
+
+
+def _close_if_idle(fittings: _Fittings, loop: weakref.ref[HostLoop]) -> None:
+    """Close what a loop leaves behind; at exit, not what a thread still waits with."""
+    left = loop()
+    if left is None or not left.is_running():
+        fittings.close()
 
 
 class Port:
@@ -223,7 +238,7 @@ class Port:
             self._until_closed.__anext__().send(None)
         except StopIteration:
             pass
-        self._finalizer = weakref.finalize(loop, self.fittings.close)
+        self._finalizer = weakref.finalize(loop, _close_if_idle, self.fittings, weakref.ref(loop))
         if hasattr(loop, "on_close"):  # an adapter, which knows no asynchronous generators
             loop.on_close(self.close)
 
@@ -554,6 +569,9 @@ class Port:
         """Give the slot back and wake everybody, who will find the port closed. Idempotent."""
         if not self.is_open:
             return
+        if here[0] != self.fittings.process:
+            self.abandon()
+            return
         loop = self._loop()
         self._ringer.own.pop(self.token, None)
         self._finalizer.detach()
@@ -585,7 +603,7 @@ class Port:
     def abandon(self) -> None:
         """Let go in a forked child: the loop, the slot and the door are the parent's."""
         self._finalizer.detach()
-        self.fittings.close(unlink=False)
+        self.fittings.close()
 
 
 def _wake_one(waiting: Waiter | Iterable[Waiter]) -> bool:

@@ -17,6 +17,7 @@ from . import _codec
 from . import _layout as L
 from ._fanout import Drop
 from ._inbox import Entry, Inboxes
+from ._own import here
 from ._port import HostLoop, Port, Waiter
 from ._queues import Popped
 from ._segment import LockBusy
@@ -93,7 +94,7 @@ class Reception:
             pause: waits a moment when the lock is busy.
             loop: to wait on, if it is not the running asyncio loop.
         """
-        if not self.site.is_open:
+        if here[0] != self.site.attached_by:
             self.site.open()
         if time.monotonic_ns() > self.site.watch_at_ns:
             # Who asks again and again, waiting briefly or not at all, never waits for long
@@ -376,7 +377,7 @@ class Reception:
 
     def take_now(self, key: str, home: str, *, rung: bool = False) -> Received | None:
         """Take the next message of one channel, in the ordinary cases; else see ``receive``."""
-        if not self.site.is_open:
+        if here[0] != self.site.attached_by:
             return None
         messages = self.site.messages
         if "!" not in key:

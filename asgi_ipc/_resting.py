@@ -18,6 +18,7 @@ from typing import Any
 from . import _codec
 from . import _layout as L
 from ._inbox import Inboxes
+from ._own import here
 from ._port import Waiter
 from ._site import Site
 
@@ -32,6 +33,8 @@ def rest(site: Site, inboxes: Inboxes, key: str, home: str, spin_rounds: int) ->
 
     Whoever gets a waiter awaits its future, then asks ``served``; if the await raises, ``give_up``.
     """
+    if here[0] != site.attached_by:
+        return None
     store = site.messages
     known = store.records.known.get(home)
     words = store.segment.words

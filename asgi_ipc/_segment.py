@@ -12,8 +12,9 @@ What it guarantees:
 * Memory is backed before it is touched, so a full filesystem is an ``OSError`` in
   ``back()`` and never a SIGBUS.
 
-What it must never do: unlock in a forked child (``flock`` belongs to the open file, which
-parent and child share: it would free the parent's lock), unlink at exit or at garbage
+What it must never do: use in a forked child what is the parent's (``flock`` belongs to the open
+file, which both share: the lock would exclude neither, and unlocking would free the parent's),
+close, lock or grow a descriptor that means another file by now, unlink at exit or at garbage
 collection, or touch shared words with ``struct.pack_into`` (it clears before it writes).
 """
 
@@ -22,7 +23,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
-import mmap
 import os
 import stat
 import struct
@@ -32,17 +32,28 @@ import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Any, ParamSpec, TypeVar
 
 import posix_ipc
 
 from . import _layout as L
+from ._opening import cannot_use, no_room, open_again, open_named
+from ._own import (
+    NOBODY,
+    Identity,
+    close_if_own,
+    here,
+    identity_of,
+    map_file,
+    this_process,
+)
 from .exceptions import (
+    IPCError,
     SegmentCorrupt,
     SegmentMismatch,
     SegmentPermission,
-    SharedMemoryFull,
     StoreLocked,
 )
 
@@ -75,7 +86,10 @@ class LockBusy(Exception):
 
 
 class Detached(LockBusy):
-    """Another thread closed the segment: attach again, then try again. Internal."""
+    """The segment is not this process's, or not any more: attach, then try again. Internal.
+
+    It was closed by another thread, this is a forked child, or the lock's descriptor was lost.
+    """
 
 
 class Plan(dict[int, int]):
@@ -98,13 +112,21 @@ class Segment:
         size_bytes: the size its creator gave it, which may not be the size asked for.
         words: the memory as 64-bit words.
         memory: the memory as bytes.
+        attached_by: number of the process that attached it (``_own``); whoever looks at a shared
+            word under the lock sees first that it is this one. ``NOBODY``: detached.
         guard: excludes the other threads of this process.
         lock_fd: open file description that carries the lock, and nothing else.
         epoch: the segment's ``EPOCH`` as far as this process has followed it.
-        news: what happened while the lock was held, to be logged when it is not.
+        news: what is to be called when no lock is held, to log what happened, say.
         within: the segment whose lock may be held around this one's.
         backed_end: words of the heap below it have memory behind them, as far as known.
     """
+
+    attached_by = NOBODY
+    lock_fd = -1
+    _map_fd = -1
+    _identity: Identity = (-1, -1)
+    _end: weakref.finalize[[int, Identity, int, object, int], Segment] | None = None
 
     def __init__(
         self, name: str, kind: int, size_bytes: int, *, mode: int, lock_timeout: float
@@ -116,6 +138,7 @@ class Segment:
             SegmentMismatch: another layout version or kind, or not ours at all.
             SegmentCorrupt: its header contradicts itself.
             SharedMemoryFull: no room for the header.
+            SegmentError: the system refuses something else.
             StoreLocked: somebody held its lock for ``lock_timeout`` seconds.
         """
         self.name = name
@@ -126,9 +149,8 @@ class Segment:
         self.on_epoch: Callable[[], None] = lambda: None
         self._asked_bytes = size_bytes
         self.guard = threading.RLock()
-        self.news: deque[tuple[int, str, str, tuple[object, ...]]] = deque()
+        self.news: deque[Callable[[], object]] = deque()
         self.within: Segment | None = None
-        self.lock_fd = -1
         self.epoch = -1
         self.backed_end = 0  # as far as this process knows
         self.words: Any = None
@@ -140,68 +162,58 @@ class Segment:
 
     def _attach(self) -> None:
         give_up = time.monotonic() + self.lock_timeout
-        while True:
-            fd, created = self._open()
-            try:
-                self._own_lock(_open_again(fd, self.name))
-                self._lock_patiently(give_up)
-                try:
-                    if os.fstat(fd).st_nlink == 0:
-                        continue  # unlinked between our open and our lock: start over
-                    self._initialise_or_check(fd, created)
-                    self.epoch = self.words[L.EPOCH]
-                    self.note(
-                        logging.DEBUG,
-                        "segment-attached",
-                        "attached to segment %s, %d bytes",
-                        self.name,
-                        self.size_bytes,
-                    )
-                finally:
-                    _flock(self.lock_fd, _UNLOCK)
-            except BaseException:
-                self.close()
-                raise
-            finally:
-                os.close(fd)
-                if self.words is None:
-                    self._close_lock()
-            return
-
-    def _open(self) -> tuple[int, bool]:
-        """Return a descriptor of the named segment, and whether it is newly made.
-
-        Opened without O_CREAT first: with ``fs.protected_regular`` set, O_CREAT on another
-        user's file is refused even to root.
-        """
-        while True:
-            try:
-                return posix_ipc.SharedMemory(self.name).fd, False
-            except posix_ipc.ExistentialError:
+        try:
+            while not self._attach_once(give_up):
                 pass
-            except ValueError as exc:
-                raise SegmentMismatch(
-                    f"something that is no file stands in the place of segment {self.name}: remove "
-                    "it or choose another prefix"
-                ) from exc
-            except posix_ipc.PermissionsError as exc:
-                raise SegmentPermission(
-                    f"segment {self.name} belongs to another user and may not be opened: run "
-                    "all processes of one site as one user, or give each site its own prefix"
-                ) from exc
+        except OSError as exc:
+            if isinstance(exc, IPCError):
+                raise
+            raise cannot_use(self.name, exc) from exc
+
+    def _attach_once(self, give_up: float) -> bool:
+        """Attach; False if the name was removed meanwhile, or the descriptor closed by somebody."""
+        fd, created = open_named(self.name, self.mode, self._asked_bytes)
+        try:
+            identity = identity_of(fd)
+            again = -1 if identity is None else open_again(fd, self.name, identity)
+            if identity is None or again < 0:
+                return False
+            self._own_lock(again, identity)
             try:
-                fd = posix_ipc.SharedMemory(self.name, posix_ipc.O_CREX, mode=self.mode).fd
-            except posix_ipc.ExistentialError:
-                continue  # another process was faster: attach to its segment
-            except OSError as exc:
-                raise _no_room(self.name, self._asked_bytes, exc) from exc
-            os.fchmod(fd, self.mode)  # whatever the umask was
-            return fd, True
+                self._lock_patiently(give_up)
+                if os.fstat(fd).st_nlink == 0:
+                    return False  # unlinked between our open and our lock
+                self._initialise_or_check(fd, created)
+                self.epoch = self.words[L.EPOCH]
+                self._hold()
+                self.attached_by = this_process()
+                self.note(
+                    logging.DEBUG,
+                    "segment-attached",
+                    "attached to segment %s, %d bytes",
+                    self.name,
+                    self.size_bytes,
+                )
+                return True
+            except Detached:
+                return False
+            finally:
+                try:
+                    _flock(self.lock_fd, _UNLOCK)
+                except (OSError, ValueError):
+                    pass  # lost meanwhile: there is nothing to unlock
+                if self.attached_by == NOBODY:
+                    self.close()
+        finally:
+            os.close(fd)
 
     def _lock_patiently(self, give_up: float) -> None:
-        while True:
+        while not self._try_lock():
             try:
-                return self.contend()
+                self.contend()
+                return
+            except Detached:
+                raise
             except LockBusy:
                 if time.monotonic() > give_up:
                     raise self.locked_error() from None
@@ -265,7 +277,7 @@ class Segment:
             os.posix_fallocate(fd, 0, 8 * (start + L.GRANULE_WORDS))
         except OSError as exc:
             posix_ipc.unlink_shared_memory(self.name)
-            raise _no_room(self.name, size, exc) from exc
+            raise no_room(self.name, size, exc) from exc
         self._map(fd, size)
         words = self.words
         words[L.VERSION_WORD] = L.LAYOUT_VERSION
@@ -281,7 +293,7 @@ class Segment:
 
     def _map(self, fd: int, size: int) -> None:
         self.size_bytes = size
-        self.memory = mmap.mmap(fd, size)
+        self.memory, self._map_fd = map_file(fd, size)
         self.words = memoryview(self.memory)[: size & ~7].cast("Q")
         self.heap_start = L.heap_start(size)
         self.backed_end = 0
@@ -319,52 +331,126 @@ class Segment:
 
     def is_deleted(self) -> bool:
         """Whether somebody removed the segment's name: new processes no longer find it."""
-        return self.lock_fd < 0 or os.fstat(self.lock_fd).st_nlink == 0
+        return not self.is_lost() and os.fstat(self.lock_fd).st_nlink == 0
+
+    def is_lost(self) -> bool:
+        """Whether the descriptor of the lock was closed, or means another file by now."""
+        return self.attached_by != here[0] or identity_of(self.lock_fd) != self._identity
 
     def touch(self) -> None:
         """Make an event for everybody who watches the segment with inotify."""
+        if self.is_lost():
+            return  # whoever watches hears of it from the next who attaches
         try:
             os.utime(self.lock_fd)
         except OSError:
             pass  # EPERM: it is not even ours to write; they look every now and then
 
     def after_fork_in_child(self) -> None:
-        """Give the child its own lock: closed, never unlocked, then opened anew."""
-        if self.lock_fd >= 0:
-            again = _open_again(self.lock_fd, self.name)
-            self._close_lock()
-            self._own_lock(again)
+        """Drop the parent's lock, without unlocking it, and open one for the memory it has.
+
+        Where that cannot be done the segment is closed: the next to use it attaches anew.
+        """
+        # Another thread may have been about to attach or to close: then nothing can be kept.
+        is_whole = self.attached_by != NOBODY
         self.guard = threading.RLock()
         self.news.clear()  # the parent tells it
+        if not (is_whole and self.own_anew()):
+            self._lose()
+            self.close()
+
+    def own_anew(self) -> bool:
+        """Open the lock anew on the file that is mapped: in a child, or where it was lost.
+
+        Returns:
+            False if that file is not to be had any more. Nothing but memory is held then.
+        """
+        return self.alone(self._own_anew)
+
+    def _own_anew(self) -> bool:
+        former_fd = self.lock_fd
+        self._lose()
+        try:
+            again = open_again(former_fd, self.name, self._identity)
+        except (OSError, IPCError):
+            return False  # whoever attaches anew is told what it is
+        finally:
+            if identity_of(former_fd) == self._identity:
+                os.close(former_fd)
+        if again < 0:
+            return False
+        self._own_lock(again, self._identity)
+        self.attached_by = this_process()
+        return True
 
     def reattach(self) -> None:
         """Let go of the memory and attach to whatever the name stands for now."""
-        with self.guard:
-            self.close()
-            self._attach()
+        self.alone(self._reattach)
         self.tell()
+
+    def _reattach(self) -> None:
+        self._close()
+        self._attach()
+
+    def alone(self, operation: Callable[[], R]) -> R:
+        """Run something while no other thread is in a transaction; see ``transact``."""
+        guard = self.guard
+        try:
+            guard.acquire()
+            return operation()
+        finally:
+            try:
+                guard.release()
+            except RuntimeError:
+                pass  # interrupted before it was had
 
     def close(self) -> None:
         """Detach, when no other thread is in a transaction; idempotent. The content stays."""
-        with self.guard:
-            self._close_lock()
-            # Not closed by force: another thread may be reading a hint. The last one to let
-            # go of the memory unmaps it.
-            self.words = self.memory = None
+        self.alone(self._close)
 
-    def _own_lock(self, fd: int) -> None:
+    def _close(self) -> None:
+        self.attached_by = NOBODY
+        self.lock_fd = -1
+        # Not closed by force: another thread may be reading a hint. The last one to let go of
+        # the memory unmaps it.
+        self.words = self.memory = None
+        end, self._end = self._end, None
+        if end is not None:
+            end()
+
+    def _own_lock(self, fd: int, identity: Identity) -> None:
         self.lock_fd = fd
-        self._lock_closer = weakref.finalize(self, os.close, fd)
+        self._identity = identity
+        self._hold()
 
-    def _close_lock(self) -> None:
-        if self.lock_fd >= 0:
-            self.lock_fd = -1
-            self._lock_closer()
+    def _hold(self) -> None:
+        """Have what is held let go of when this object goes, if it is not closed before.
+
+        Not at exit: a thread may still use it, and the kernel takes it a moment later.
+        """
+        if self._end is not None:
+            self._end.detach()
+        self._end = weakref.finalize(
+            self,
+            _let_go,
+            self.lock_fd,
+            self._identity,
+            this_process(),
+            self.memory,
+            self._map_fd,
+        )
+        self._end.atexit = False
+
+    def _lose(self) -> None:
+        """Forget the lock's descriptor: the number is not ours, or not any more."""
+        self.attached_by = NOBODY
+        self.lock_fd = -1
+        self._hold()
 
     @property
     def closed(self) -> bool:
-        """Whether ``close()`` was called."""
-        return self.lock_fd < 0
+        """Whether it is not attached, or not by this process."""
+        return self.attached_by != here[0]
 
     @staticmethod
     def unlink_name(name: str) -> None:
@@ -379,9 +465,12 @@ class Segment:
     def transact(self, operation: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run ``operation`` with the lock held and the log replayed.
 
-        A signal handler that raises can do so between any two bytecodes; here that is
-        harmless, because both the guard's exit and the unlock are C calls reached without a
-        check for signals in between, and a half-applied commit is replayed by the next.
+        A signal handler that raises can do so after any call. Here that is harmless: guard and
+        lock are taken inside of the ``try`` that gives them back, which is harmless too where
+        they were not had yet; giving them back is the first call of its ``finally``, so nothing
+        can come before it; and a half-applied commit is replayed by the next. (A ``with guard:``
+        would not do: from Python 3.14 on, what a handler raises can come out of ``__enter__``
+        itself, when the guard is taken and the block not begun.)
 
         Raises:
             LockBusy: not had within ``PATIENCE_S``; nothing was done.
@@ -389,6 +478,8 @@ class Segment:
                 handler or a finaliser that sends).
             SegmentCorrupt: the operation met numbers that cannot be.
         """
+        if here[0] != self.attached_by:
+            raise Detached
         guard = self.guard
         if guard._is_owned():  # type: ignore[attr-defined]
             raise StoreLocked(
@@ -396,32 +487,39 @@ class Segment:
                 "signal handler or a finaliser"
             )
         try:
-            with guard:
-                if self.lock_fd < 0:
-                    raise Detached
+            guard.acquire()
+            if self.lock_fd < 0:
+                raise Detached
+            try:
                 try:
-                    try:
-                        _flock(self.lock_fd, _EXCLUSIVE)
-                    except BlockingIOError:
-                        self.contend()
-                    words = self.words
-                    if words[L.LOG_N]:
-                        self._replay()
-                        self.note(
-                            logging.INFO,
-                            "log-replayed",
-                            "%s: finished an operation that a killed process had committed",
-                            self.name,
-                        )
-                    if words[L.EPOCH] != self.epoch:
-                        self.epoch = words[L.EPOCH]
-                        self.on_epoch()
-                    return operation(*args, **kwargs)
-                except (IndexError, OverflowError, UnicodeDecodeError, struct.error) as exc:
-                    raise SegmentCorrupt(self._broken(f"{type(exc).__name__}: {exc}")) from exc
-                finally:
+                    _flock(self.lock_fd, _EXCLUSIVE)
+                except OSError:
+                    self.contend()
+                words = self.words
+                if words[L.LOG_N]:
+                    self._replay()
+                    self.note(
+                        logging.INFO,
+                        "log-replayed",
+                        "%s: finished an operation that a killed process had committed",
+                        self.name,
+                    )
+                if words[L.EPOCH] != self.epoch:
+                    self.epoch = words[L.EPOCH]
+                    self.on_epoch()
+                return operation(*args, **kwargs)
+            except (IndexError, OverflowError, UnicodeDecodeError, struct.error) as exc:
+                raise SegmentCorrupt(self._broken(f"{type(exc).__name__}: {exc}")) from exc
+            finally:
+                try:
                     _flock(self.lock_fd, _UNLOCK)
+                except (OSError, ValueError):
+                    pass  # lost meanwhile: there is nothing to unlock
         finally:
+            try:
+                guard.release()
+            except RuntimeError:
+                pass  # interrupted before it was had
             if self.news:
                 self.tell()
 
@@ -430,23 +528,42 @@ class Segment:
 
         Raises:
             LockBusy: not had within ``PATIENCE_S``.
+            SegmentError: as ``_try_lock``.
         """
         for _ in range(_YIELDS):
-            os.sched_yield()
             try:
-                return _flock(self.lock_fd, _EXCLUSIVE)
-            except BlockingIOError:
-                pass
+                os.sched_yield()
+            except OSError:
+                break  # EPERM: a sandbox refuses it; sleep, then
+            if self._try_lock():
+                return
         give_up = time.monotonic() + PATIENCE_S
         pause = 20e-6
         while True:
             time.sleep(pause)
-            try:
-                return _flock(self.lock_fd, _EXCLUSIVE)
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    raise LockBusy from None
+            if self._try_lock():
+                return
+            if time.monotonic() > give_up:
+                raise LockBusy
             pause = min(pause * 2, 0.001)
+
+    def _try_lock(self) -> bool:
+        """Take the lock unless somebody else holds it just now.
+
+        Raises:
+            Detached: its descriptor was closed by somebody.
+            SegmentError: the kernel has no room for another lock.
+        """
+        try:
+            _flock(self.lock_fd, _EXCLUSIVE)
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            if exc.errno == errno.EBADF:
+                self._lose()
+                raise Detached from exc
+            raise cannot_use(self.name, exc) from exc
+        return True
 
     def locked_error(self) -> StoreLocked:
         """The error for a lock that could not be had, naming who holds it."""
@@ -477,18 +594,22 @@ class Segment:
 
     def note(self, level: int, event: str, text: str, *args: object) -> None:
         """Have something logged once no lock is held: a handler may use the layer itself."""
-        self.news.append((level, event, text, args))
+        self.news.append(partial(logger.log, level, text, *args, extra={"event": event}))
+
+    def is_held_here(self) -> bool:
+        """Whether this very thread holds the lock: this is a signal handler or a finaliser."""
+        return bool(self.guard._is_owned())  # type: ignore[attr-defined]
 
     def tell(self) -> None:
-        """Log what was noted, unless this thread still holds the lock around this one."""
-        if self.within is not None and self.within.guard._is_owned():  # type: ignore[attr-defined]
+        """Do what was put off while the lock was held, unless the one around it still is."""
+        if self.within is not None and self.within.is_held_here():
             return  # they share their news: it is told when that lock is given back
         while self.news:
             try:
-                level, event, text, args = self.news.popleft()
+                call = self.news.popleft()
             except IndexError:
                 return  # another thread was faster
-            logger.log(level, text, *args, extra={"event": event})
+            call()
 
     # -- the redo log --------------------------------------------------------------------
 
@@ -611,7 +732,15 @@ class Segment:
         Raises:
             OSError: the shared-memory filesystem is full (``ENOSPC``).
         """
-        os.posix_fallocate(self.lock_fd, 8 * first_word, 8 * (end_word - first_word))
+        if self.is_lost():  # before it grows somebody's file
+            self._lose()
+            raise Detached
+        try:
+            os.posix_fallocate(self.lock_fd, 8 * first_word, 8 * (end_word - first_word))
+        except OSError as exc:
+            if exc.errno == errno.ENOSPC:
+                raise
+            raise cannot_use(self.name, exc) from exc
         self.backed_end = end_word - L.GRANULE_WORDS
 
     def is_backed(self, word: int) -> bool:
@@ -628,22 +757,12 @@ class Segment:
         )
 
 
-def _open_again(fd: int, name: str) -> int:
-    """Return a second, independent open file description of what ``fd`` refers to."""
-    try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        pass  # no /proc: open by name and make sure that it is still the same file
-    again: int = posix_ipc.SharedMemory(name).fd
-    if not os.path.samestat(os.fstat(fd), os.fstat(again)):
-        os.close(again)
-        raise posix_ipc.ExistentialError(f"{name} was replaced while it was being opened")
-    return again
+_kept: list[object] = []
+"""Mappings that would close a number which means another file by now, if they went."""
 
 
-def _no_room(name: str, size_bytes: int, cause: OSError) -> SharedMemoryFull:
-    return SharedMemoryFull(
-        cause.errno or errno.ENOSPC,
-        f"segment {name} of {size_bytes} bytes cannot be created: {cause.strerror or cause}; "
-        "free or enlarge the shared-memory filesystem (df /dev/shm; in Docker --shm-size)",
-    )
+def _let_go(lock_fd: int, identity: Identity, process: int, memory: object, map_fd: int) -> None:
+    """Give back what a segment held."""
+    if map_fd >= 0 and memory is not None and identity_of(map_fd) != identity:
+        _kept.append(memory)
+    close_if_own(lock_fd, identity, process)

@@ -3,6 +3,11 @@
 Nothing here depends on what is sent. Order of locks, outermost first: ``mutex`` (threads
 of this process, inboxes and ports), a segment's guard, the segment's lock; messages before
 groups.
+
+A site is one process's. Whoever uses it looks first whether that is this one, in the look that
+also tells whether it is attached (``attached_by``). A forked child begins with letting go of all
+that it has inherited, and attaches anew then; ``os.fork`` tells of a child at once, and a child
+that was made in another way gets there when it first uses the site.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from . import _layout as L
 from ._bell import Anchor, Ringer, bells_directory, make_directory
 from ._inotify import IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVE_SELF, Inotify, open_inotify
 from ._membership import GroupStore
+from ._own import NOBODY, here, letting_go, this_process
 from ._port import HostLoop, Port, runs_here
 from ._segment import Detached, LockBusy, Segment
 from ._store import MessageStore
@@ -45,7 +51,9 @@ class Site:
     Attributes:
         messages, groups: the stores.
         mutex: excludes the other threads of this process.
-        is_open: attached just now; whatever needs the stores calls ``open`` otherwise.
+        process: number of the process whose site this is.
+        attached_by: the same while it is attached, else ``NOBODY``: whatever needs the stores
+            compares it with ``here[0]``, and calls ``open`` where it differs.
         closings: how often ``close`` was called.
         most_bytes: the largest encoded message that can ever fit.
         watch_at_ns: when a sender should call ``watch`` next.
@@ -75,7 +83,8 @@ class Site:
         self.mode = mode
         self.lock_timeout = lock_timeout
         self.mutex = threading.RLock()
-        self.is_open = False
+        self.process = this_process()
+        self.attached_by = NOBODY
         self.closings = 0
         self.most_bytes = 0
         self.watch_at_ns = 0
@@ -100,10 +109,23 @@ class Site:
         self._opened()
         _sites.add(self)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is attached just now, by this process."""
+        return self.attached_by == here[0]
+
     def open(self) -> None:
-        """Attach again, if the site was closed."""
+        """Attach again, if the site was closed, inherited, or has lost its descriptors.
+
+        Raises:
+            SegmentError, StoreLocked: as for a new ``Segment``.
+        """
+        if self.process != here[0]:
+            self.let_go()
         with self.mutex:
             if self.is_open:
+                if any(segment.closed for segment in self._segments()):
+                    self.watch()
                 return
             self.groups.segment.reattach()
             try:
@@ -113,25 +135,35 @@ class Site:
                 raise
             self._opened()
 
+    def _segments(self) -> tuple[Segment, Segment]:
+        return self.messages.segment, self.groups.segment
+
     def _opened(self) -> None:
         self.groups.forget()
         self.messages.forget()
         largest = self.messages.queues.heap.capacity_bytes() - _OVERHEAD_BYTES
         self.most_bytes = min(self.max_message_bytes or largest, largest)
-        self.is_open = True
+        self.attached_by = self.process
 
     def close(self) -> None:
-        """Detach; idempotent. Waiting loops wake up and find it closed."""
+        """Detach; idempotent. Waiting loops wake up and find it closed.
+
+        Called by a signal handler in the middle of an operation: right after that.
+        """
+        if self.process != here[0]:
+            self.let_go()
+        if any(segment.is_held_here() for segment in self._segments()):
+            self.messages.segment.news.append(self.close)
+            return
         with self.mutex:
             if not self.is_open:
                 return
             self.closings += 1
             self._close_ports()
-            self.is_open = False
+            self.attached_by = NOBODY
             self._on_reset()
             self._close_anchor()
-            with self.messages.segment.guard:  # whoever rings holds it
-                self._ringer.close()
+            self.messages.segment.alone(self._ringer.close)  # who rings is in a transaction
             self.messages.segment.close()
             self.groups.segment.close()
 
@@ -148,48 +180,56 @@ class Site:
             os.rmdir(directory)
 
     def watch(self) -> None:
-        """Notice that somebody removed segments or doors underneath us, say so, and follow.
+        """Notice that segments, doors or descriptors were taken from us, say so, and follow.
 
         Raises:
-            SegmentError, OSError: there is nothing to attach to. The site is closed then, and
-                whoever uses it next tries again; what waits gets the same error.
+            SegmentError: there is nothing to attach to. The site is closed then, and whoever uses
+                it next tries again; what waits gets the same error.
         """
         with self.mutex:
             if not self.is_open:
                 return
             self.watch_at_ns = time.monotonic_ns() + _WATCH_NS
-            deleted = [
-                segment
-                for segment in (self.messages.segment, self.groups.segment)
-                if segment.is_deleted()
-            ]
-            if not deleted:
+            lost = [segment for segment in self._segments() if segment.is_lost()]
+            gone = [segment for segment in self._segments() if segment.is_deleted()]
+            gone += [segment for segment in lost if not segment.own_anew()]
+            if not lost and not gone:
                 if any(port.has_lost_its_door() for port in self.ports()):
                     self._make_new_doors()
                 return
-            logger.error(
-                "%s: deleted underneath this process (systemd's RemoveIPC=yes, or a clean-up "
-                "of /dev/shm?): what was queued there is lost; attaching to a new segment",
-                " and ".join(segment.name for segment in deleted),
-                extra={"event": "segment-deleted"},
-            )
+            self._say_what_is_lost(lost, gone)
             self._close_ports()
             self._close_anchor()
-            with self.messages.segment.guard:
-                self._ringer.close()
+            self.messages.segment.alone(self._ringer.close)
             self.groups.forget()  # before anybody compares what is remembered with the new one
             self.messages.forget()
             try:
-                for segment in deleted:
+                for segment in gone:
                     segment.reattach()
             except BaseException:
-                self.is_open = False
+                self.attached_by = NOBODY
                 self.messages.segment.close()
                 self.groups.segment.close()
                 self._on_reset()
                 raise
             self._opened()
             self._on_reset()
+
+    def _say_what_is_lost(self, lost: list[Segment], gone: list[Segment]) -> None:
+        if lost:
+            logger.warning(
+                "%s: somebody closed the descriptor of its lock in this process (a daemoniser, "
+                "os.closerange?); opening it again. Make the channel layer after that",
+                " and ".join(segment.name for segment in lost),
+                extra={"event": "descriptors-lost"},
+            )
+        if gone:
+            logger.error(
+                "%s: deleted underneath this process (systemd's RemoveIPC=yes, or a clean-up "
+                "of /dev/shm?): what was queued there is lost; attaching to a new segment",
+                " and ".join(segment.name for segment in gone),
+                extra={"event": "segment-deleted"},
+            )
 
     def _make_new_doors(self) -> None:
         """Let every loop that waits start anew: nobody can ring it any more."""
@@ -202,19 +242,31 @@ class Site:
         self._close_ports()
         self._close_anchor()
 
-    def after_fork_in_child(self) -> None:
-        """Make everything the child's own that it would otherwise share with its parent."""
-        self.mutex = threading.RLock()
-        for port in self.port_by_loop.values():
-            port.abandon()
-        self.port_by_loop = {}
-        self._close_anchor()
-        self._ringer.own.clear()
-        self._ringer.close()
-        if self.is_open:
-            self.messages.segment.after_fork_in_child()
-            self.groups.segment.after_fork_in_child()
-        self._on_reset()
+    def let_go(self) -> None:
+        """In a forked child, drop all that is the parent's, then open the locks anew.
+
+        Nothing of the parent's is unlocked, unlinked or told, and no lock of its threads is taken:
+        they are replaced. What cannot be opened again stays closed; the next use says why.
+        """
+        with letting_go():
+            if self.process == here[0]:
+                return  # another thread was faster
+            was_open, self.attached_by = self.attached_by != NOBODY, NOBODY
+            self.mutex = threading.RLock()
+            ports, self.port_by_loop = self.port_by_loop, {}
+            for port in ports.values():
+                port.abandon()
+            with suppress(OSError):  # EBADF: somebody has closed everything
+                self._close_anchor()
+            self._ringer.abandon()
+            for segment in self._segments():
+                segment.after_fork_in_child()
+            self.groups.forget()
+            self.messages.forget()
+            self._on_reset()
+            self.process = this_process()
+            if was_open and not any(segment.closed for segment in self._segments()):
+                self.attached_by = self.process
 
     # -- loops ---------------------------------------------------------------------------
 
@@ -341,7 +393,11 @@ def _close_on_its_loop(port: Port) -> None:
 
 def _after_fork_in_child() -> None:
     for site in list(_sites):
-        site.after_fork_in_child()
+        try:
+            site.let_go()
+        except Exception:
+            # Python would print it and go on. Whoever uses the site next lets go again.
+            logger.debug("a forked child cannot let go of %s", site.prefix, exc_info=True)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

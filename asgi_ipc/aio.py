@@ -24,6 +24,7 @@ from . import _layout as L
 from ._blocking import pause
 from ._fanout import Drop, Envelope, GroupMessage
 from ._membership import Snapshot
+from ._own import here
 from ._port import HostLoop
 from ._queues import EXCLUDED_LIMIT
 from ._reception import Reception
@@ -215,7 +216,7 @@ class AsyncIPCChannelLayer:
 
     async def _run(self, operation: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run an operation of a store, waiting while its lock is busy."""
-        if not self._site.is_open:
+        if here[0] != self._site.attached_by:
             self._site.open()
         elif time.monotonic_ns() > self._site.watch_at_ns:
             self._site.watch()
@@ -248,7 +249,7 @@ class AsyncIPCChannelLayer:
         name, home, capacity = self._names.get(channel) or self._learn(channel)
         body = _codec.encode(message)
         site = self._site
-        if not site.is_open:
+        if here[0] != site.attached_by:
             site.open()
         if len(body) > site.most_bytes:
             raise self._too_large(len(body))
@@ -429,6 +430,8 @@ class AsyncIPCChannelLayer:
             return self.check_name(prefix + _random())
         if isinstance(prefix, str) and ("!" in prefix or "?" in prefix):
             raise InvalidName(f"new_channel() takes 'name' or 'name?', not {prefix!r}")
+        if here[0] != self._site.process:
+            self._site.let_go()  # the name of a forked child must not be its parent's
         loop = asyncio._get_running_loop()
         part = self._process_part
         if loop is not None:
@@ -451,7 +454,7 @@ class AsyncIPCChannelLayer:
             self.check_name(channel)
         name, home, _ = self._names.get(channel) or self._learn(channel)
         site = self._site
-        if not site.is_open:
+        if here[0] != site.attached_by:
             site.open()
         elif time.monotonic_ns() > site.watch_at_ns:
             site.watch()
@@ -514,7 +517,7 @@ class AsyncIPCChannelLayer:
             self._learn_group(group)
         body = _codec.encode(message)
         site = self._site
-        if not site.is_open:
+        if here[0] != site.attached_by:
             site.open()
         if len(body) > site.most_bytes:
             raise self._too_large(len(body))
