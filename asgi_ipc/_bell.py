@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Callable
 
 from ._layout import ANCHOR
+from ._own import Identity, close_if_same, close_socket_if_same, identity_of
 from .exceptions import SegmentPermission
 
 __all__ = [
@@ -52,6 +53,7 @@ class EventBell:
 
     def __init__(self) -> None:
         self.read_fd = self.ring_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._identity = identity_of(self.read_fd)
 
     def drain(self) -> None:
         """Take every ring there is."""
@@ -60,9 +62,13 @@ class EventBell:
         except BlockingIOError:
             pass  # rung by nobody: a connection at the door, or a second callback
 
+    def is_lost(self) -> bool:
+        """Whether somebody has closed the descriptor."""
+        return identity_of(self.read_fd) != self._identity
+
     def close(self) -> None:
         """Close the descriptor."""
-        os.close(self.read_fd)
+        close_if_same(self.read_fd, self._identity)
 
 
 class PipeBell:
@@ -72,6 +78,7 @@ class PipeBell:
         self.read_fd, self.ring_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
         os.set_blocking(self.ring_fd, False)
+        self._identity = identity_of(self.read_fd)  # one for both ends
 
     def drain(self) -> None:
         """Take every ring there is."""
@@ -81,10 +88,14 @@ class PipeBell:
         except BlockingIOError:
             pass  # rung by nobody, or just emptied
 
+    def is_lost(self) -> bool:
+        """Whether somebody has closed the descriptor that is read."""
+        return identity_of(self.read_fd) != self._identity
+
     def close(self) -> None:
         """Close both descriptors."""
-        os.close(self.read_fd)
-        os.close(self.ring_fd)
+        close_if_same(self.read_fd, self._identity)
+        close_if_same(self.ring_fd, self._identity)
 
 
 Bell = EventBell | PipeBell
@@ -155,6 +166,7 @@ class Door:
         self._shared = bool(mode & 0o077)
         self._guests: list[socket.socket] = []
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._identity = identity_of(self.listener.fileno())
         try:
             self.listener.setblocking(False)
             self.listener.bind(self.path)
@@ -214,9 +226,12 @@ class Door:
 
     def close(self, *, unlink: bool = True) -> None:
         """Stop listening; everybody who rang here learns that nobody answers any more."""
-        self.listener.close()
-        for guest in self._guests:
-            guest.close()
+        is_ours = identity_of(self.listener.fileno()) == self._identity
+        for sock in (self.listener, *self._guests):
+            if is_ours:
+                sock.close()
+            else:
+                sock.detach()  # somebody has closed everything: the numbers are not ours any more
         self._guests.clear()
         if unlink:
             try:
@@ -244,15 +259,18 @@ class Anchor:
         except BaseException:
             self._socket.close()
             raise
-        self._closer = weakref.finalize(self, _close_anchor, self._socket, self._path, os.getpid())
+        identity = identity_of(self._socket.fileno())
+        self._closer = weakref.finalize(
+            self, _close_anchor, self._socket, identity, self._path, os.getpid()
+        )
 
     def close(self) -> None:
         """Stop listening; a forked child does not remove the parent's name."""
         self._closer()
 
 
-def _close_anchor(listener: socket.socket, path: str, pid: int) -> None:
-    listener.close()
+def _close_anchor(listener: socket.socket, identity: Identity | None, path: str, pid: int) -> None:
+    close_socket_if_same(listener, identity)
     if os.getpid() == pid:
         try:
             os.unlink(path)
@@ -267,19 +285,21 @@ class _BellLost(Exception):
 class _Peer:
     """The ringing side of one connection."""
 
-    __slots__ = ("checked_s", "fd", "sock", "token")
+    __slots__ = ("_identity", "checked_s", "fd", "sock", "token")
 
     def __init__(self, sock: socket.socket, token: int) -> None:
         self.sock = sock
+        self._identity = identity_of(sock.fileno())
         self.token = token
         self.fd = -1  # the bell, once it has arrived
         self.checked_s = 0.0
 
     def close(self) -> None:
-        self.sock.close()
-        if self.fd >= 0:
+        is_ours = identity_of(self.sock.fileno()) == self._identity
+        close_socket_if_same(self.sock, self._identity)
+        if self.fd >= 0 and is_ours:  # who has closed the one has closed the other
             os.close(self.fd)
-            self.fd = -1
+        self.fd = -1
 
 
 class Ringer:
@@ -397,8 +417,5 @@ class Ringer:
 
 def _close_all(peers: dict[int, _Peer]) -> None:
     for peer in peers.values():
-        try:
-            peer.close()
-        except OSError:
-            pass  # EBADF: somebody else has closed it
+        peer.close()
     peers.clear()

@@ -22,6 +22,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from ._own import close_if_same, identity_of
+
 __all__ = ["IN_ATTRIB", "IN_CLOSE_WRITE", "IN_MOVE_SELF", "Inotify", "open_inotify"]
 
 logger = logging.getLogger("asgi_ipc")
@@ -47,6 +49,7 @@ class Inotify:
         self.fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self.fd < 0:
             raise _error("inotify_init1")
+        self._identity = identity_of(self.fd)
         try:
             for path, mask in watches:
                 if libc.inotify_add_watch(self.fd, os.fsencode(path), mask) < 0:
@@ -65,7 +68,7 @@ class Inotify:
 
     def close(self) -> None:
         """Close the descriptor. The kernel sleeps in it: 0.05 ms, up to 16 where there is load."""
-        os.close(self.fd)
+        close_if_same(self.fd, self._identity)
 
 
 def open_inotify(watches: Iterable[tuple[str, int]]) -> Inotify | None:

@@ -19,11 +19,16 @@ import mmap
 import os
 import sys
 import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 __all__ = [
     "NOBODY",
     "Identity",
-    "close_if_own",
+    "close_if_same",
+    "close_socket_if_same",
     "here",
     "identity_of",
     "letting_go",
@@ -121,10 +126,18 @@ def set_aside(fd: int) -> int:
         os.close(fd)
 
 
-def close_if_own(fd: int, identity: Identity, process: int) -> None:
-    """Close a descriptor, unless it is another process's or means another file by now."""
-    if here[0] == process and identity_of(fd) == identity:
+def close_if_same(fd: int, identity: Identity | None) -> None:
+    """Close a descriptor, unless it means another file by now or is closed."""
+    if identity is not None and identity_of(fd) == identity:
         os.close(fd)
+
+
+def close_socket_if_same(sock: socket.socket, identity: Identity | None) -> None:
+    """Do the same for a socket, which would otherwise close its number when it goes."""
+    if identity is not None and identity_of(sock.fileno()) == identity:
+        sock.close()
+    else:
+        sock.detach()
 
 
 def map_file(fd: int, size_bytes: int) -> tuple[mmap.mmap, int]:

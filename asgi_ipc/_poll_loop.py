@@ -151,6 +151,12 @@ class PollLoop:
     def is_running(self) -> bool:
         return self._is_running
 
+    def can_run(self) -> bool:
+        """Whether it may run on this thread: it is this process's, whole, and does not yet."""
+        return not (
+            self._is_closed or self._is_running or self.process != here[0] or self._alarm.is_lost()
+        )
+
     def runs_here(self) -> bool:
         """Whether it runs on this very thread."""
         return self._is_running and self._thread == threading.get_ident()
@@ -238,10 +244,7 @@ class PollLoop:
                     callback()
             self._is_closed = True
             self._readers.clear()
-            try:
-                self._alarm.close()
-            except OSError:
-                pass  # EBADF: somebody else has closed it
+            self._alarm.close()
 
     def __del__(self) -> None:
         self.close()
@@ -257,7 +260,7 @@ class PrivateLoops:
         """Run a coroutine, made for this thread's loop, to its end."""
         with SignalMask() as mask:
             loop: PollLoop | None = getattr(self._threads, "loop", None)
-            if loop is None or loop.is_closed() or loop.is_running() or loop.process != here[0]:
+            if loop is None or not loop.can_run():
                 loop = self._threads.loop = PollLoop()
             return loop.run(make_operation(loop), mask)
 

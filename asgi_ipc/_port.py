@@ -151,14 +151,10 @@ class _Fittings:
         if not self.open:
             return
         self.open = False
-        for part in (self.door, self.bell, self.inotify):
-            try:
-                if isinstance(part, Door):
-                    part.close(unlink=here[0] == self.process)
-                elif part is not None:
-                    part.close()
-            except OSError:
-                pass  # EBADF: somebody else has closed it
+        self.door.close(unlink=here[0] == self.process)
+        self.bell.close()
+        if self.inotify is not None:
+            self.inotify.close()
 
 
 def _close_if_idle(fittings: _Fittings, loop: weakref.ref[HostLoop]) -> None:

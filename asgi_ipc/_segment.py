@@ -43,7 +43,7 @@ from ._opening import cannot_use, no_room, open_again, open_named
 from ._own import (
     NOBODY,
     Identity,
-    close_if_own,
+    close_if_same,
     here,
     identity_of,
     map_file,
@@ -375,8 +375,7 @@ class Segment:
         except (OSError, IPCError):
             return False  # whoever attaches anew is told what it is
         finally:
-            if identity_of(former_fd) == self._identity:
-                os.close(former_fd)
+            close_if_same(former_fd, self._identity)
         if again < 0:
             return False
         self._own_lock(again, self._identity)
@@ -765,4 +764,5 @@ def _let_go(lock_fd: int, identity: Identity, process: int, memory: object, map_
     """Give back what a segment held."""
     if map_fd >= 0 and memory is not None and identity_of(map_fd) != identity:
         _kept.append(memory)
-    close_if_own(lock_fd, identity, process)
+    if here[0] == process:
+        close_if_same(lock_fd, identity)

@@ -256,8 +256,7 @@ class Site:
             ports, self.port_by_loop = self.port_by_loop, {}
             for port in ports.values():
                 port.abandon()
-            with suppress(OSError):  # EBADF: somebody has closed everything
-                self._close_anchor()
+            self._close_anchor()
             self._ringer.abandon()
             for segment in self._segments():
                 segment.after_fork_in_child()
