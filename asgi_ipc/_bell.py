@@ -6,11 +6,16 @@ for the first time connects to the door: **the connection is the first ring**, b
 makes the door readable. The owner accepts, answers with the bell's descriptor, and looks
 at its queues as for any ring. From then on a ring is one 8-byte ``write``.
 
-The connection stays open: its end-of-file means that the owner is dead.
+The owner may not be able to hand its bell over: an ordinary user has a limit of descriptors that
+are on their way (``ETOOMANYREFS``), or the guest is not welcome. It answers with ``c`` then:
+*connect for each ring*. A guest in turn may be unable to take the bell. Nothing of all this says
+that anybody is dead: that is for the witness alone to say (``_witness``).
 
 * A ring is never lost: it is a pending connection or an unread counter, and the owner
   drains before it looks.
-* Ringing never blocks: a bell that is full is already rung.
+* Ringing never blocks: a bell that is full is already rung, and a bell from a stranger's door is
+  not taken.
+* Whoever could not be rung is called through the segment, which inotify tells of.
 """
 
 from __future__ import annotations
@@ -25,12 +30,11 @@ import time
 import weakref
 from collections.abc import Callable
 
-from ._layout import ANCHOR
-from ._own import Identity, close_if_same, close_socket_if_same, identity_of
-from .exceptions import SegmentPermission
+from ._own import close_if_same, close_socket_if_same, identity_of
+from ._witness import Life, Witness
+from .exceptions import SegmentError, SegmentPermission
 
 __all__ = [
-    "Anchor",
     "Bell",
     "Door",
     "EventBell",
@@ -43,8 +47,9 @@ __all__ = [
 
 _ONE = struct.pack("=Q", 1)
 _BACKLOG = 512
-_CHECK_EVERY_S = 0.001  # a silent peer is asked whether it lives at most this often
-_RANDOM_MASK = (1 << 48) - 1
+_HANDED, _CONNECT = b"b", b"c"  # what the owner answers: with the bell, or without
+_ASK_AGAIN_S = 10.0  # who had to connect for each ring asks for the bell again so late
+_COLLECTED = 8  # bells of others that are taken from their way at one ring
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -102,16 +107,34 @@ Bell = EventBell | PipeBell
 
 
 def new_bell() -> Bell:
-    """Return the best bell this system has."""
-    return EventBell() if hasattr(os, "eventfd") else PipeBell()
+    """Return the best bell this system has.
+
+    Raises:
+        SegmentError: it has no descriptor left for one.
+    """
+    try:
+        if hasattr(os, "eventfd"):
+            return EventBell()
+    except OSError:
+        pass  # ENOSYS, EPERM: refused by a sandbox; EMFILE: the pipe says so as well
+    try:
+        return PipeBell()
+    except OSError as exc:
+        raise SegmentError(
+            f"no descriptor for an event loop's bell: {exc.strerror}: raise this process's limit "
+            "of open files (ulimit -n)"
+        ) from exc
 
 
-def ring(fd: int) -> None:
-    """Ring a bell by its descriptor."""
+def ring(fd: int) -> bool:
+    """Ring a bell by its descriptor; False if that is no bell any more."""
     try:
         os.write(fd, _ONE)
     except BlockingIOError:
         pass  # full: it is rung already
+    except OSError:
+        return False  # EPIPE: a pipe that nobody reads; EBADF: somebody closed it behind our back
+    return True
 
 
 def bells_directory(name: str) -> str:
@@ -127,8 +150,12 @@ def bells_directory(name: str) -> str:
 def make_directory(path: str, mode: int) -> None:
     """Create the directory of doors, or check the one that is there.
 
+    One that another user owns is good only for a shared mode, if its group is one of ours and not
+    everybody may write there: whoever may could listen in another's place.
+
     Raises:
         SegmentPermission: it belongs to another user and is not meant to be shared.
+        SegmentError: it cannot be made.
     """
     wanted = (mode | (mode & 0o444) >> 2) & 0o777
     try:
@@ -136,11 +163,18 @@ def make_directory(path: str, mode: int) -> None:
         os.chmod(path, wanted)  # whatever the umask was
     except FileExistsError:
         pass
+    except OSError as exc:
+        raise SegmentError(
+            f"{path} cannot be made: {exc.strerror}: free or enlarge the shared-memory filesystem "
+            "(df /dev/shm), and see who may write there"
+        ) from exc
     info = os.lstat(path)
-    me = os.geteuid()
-    if not stat.S_ISDIR(info.st_mode) or (
-        info.st_uid not in (me, 0) and me != 0 and not mode & 0o077
-    ):
+    shared = (
+        mode & 0o077
+        and not info.st_mode & stat.S_IWOTH
+        and info.st_gid in (os.getegid(), *os.getgroups())
+    )
+    if not stat.S_ISDIR(info.st_mode) or not (info.st_uid in (os.geteuid(), 0) or shared):
         raise SegmentPermission(
             f"{path} is not a directory of this user: run all processes of one site as one user, "
             "or choose another prefix"
@@ -157,61 +191,75 @@ def door_path(directory: str, token: int) -> str:
     return os.path.join(directory, f"{token:012x}")
 
 
+def is_door(name: str) -> bool:
+    """Whether a file in the directory of doors has the name of one."""
+    return len(name) == 12 and not set(name) - set("0123456789abcdef")
+
+
 class Door:
-    """The listening side: hands the bell's descriptor to whoever connects."""
+    """The listening side: hands the bell's descriptor to whoever connects.
+
+    Attributes:
+        is_stuck: somebody waits who cannot be let in, for want of a descriptor: do not watch it
+            for a while, as it stays readable.
+    """
 
     def __init__(self, directory: str, token: int, mode: int, bell: Bell) -> None:
         self.path = door_path(directory, token)
+        self.is_stuck = False
         self._bell = bell
         self._shared = bool(mode & 0o077)
         self._guests: list[socket.socket] = []
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as exc:
+            raise _no_door(self.path, exc) from exc
         self._identity = identity_of(self.listener.fileno())
         try:
             self.listener.setblocking(False)
             self.listener.bind(self.path)
             os.chmod(self.path, mode)
             self.listener.listen(_BACKLOG)
-        except BaseException:
+        except OSError as exc:
             self.listener.close()
-            raise
+            raise _no_door(self.path, exc) from exc
 
     def answer(self) -> bool:
         """Give the bell to everybody who waits at the door; whether there was anybody."""
-        came = False
+        came = self.is_stuck = False
         while True:
             try:
                 guest, _ = self.listener.accept()
             except BlockingIOError:
                 break
             except OSError as exc:
-                if exc.errno in (errno.EMFILE, errno.ENFILE):
-                    came = True  # the guest waits in the backlog; its ring is heard
-                    break
                 if exc.errno == errno.ECONNABORTED:
                     continue  # gone before it was answered
-                raise
+                # EMFILE, ENFILE, ENOMEM: the guest waits in the backlog; its ring is heard
+                came = self.is_stuck = True
+                break
             came = True
-            if not self._is_welcome(guest):
-                guest.close()
-                continue
             guest.setblocking(False)
-            try:
-                socket.send_fds(guest, [b"b"], [self._bell.ring_fd])
-            except OSError:
-                guest.close()  # EPIPE: it died meanwhile
-                continue
-            self._guests.append(guest)
+            if _is_trusted(guest, self._shared) and self._hand_over(guest):
+                self._guests.append(guest)
+            else:
+                guest.close()
         if came:
             self._forget_gone_guests()
         return came
 
-    def _is_welcome(self, guest: socket.socket) -> bool:
-        if self._shared or not hasattr(socket, "SO_PEERCRED"):
-            return True  # the socket's mode decides
-        raw = guest.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        uid: int = _CREDENTIALS.unpack(raw)[1]
-        return uid in (os.geteuid(), 0)
+    def _hand_over(self, guest: socket.socket) -> bool:
+        """Give the bell to a guest; or tell it that it has to connect for each ring."""
+        try:
+            socket.send_fds(guest, [_HANDED], [self._bell.ring_fd])
+            return True
+        except OSError:
+            pass  # ETOOMANYREFS: too many are on their way already; EPIPE: it is gone
+        try:
+            guest.send(_CONNECT)
+        except OSError:
+            pass  # EPIPE
+        return False
 
     def _forget_gone_guests(self) -> None:
         if not self._guests:
@@ -240,59 +288,37 @@ class Door:
                 pass  # ENOENT: the directory was removed with the segments
 
 
-class Anchor:
-    """A socket that listens as long as this process lives, and is never answered.
-
-    A process-specific home whose loop has ended may still be received for by another loop of
-    the process; that the process itself has ended shows when its anchor refuses.
-    """
-
-    def __init__(self, directory: str, mode: int) -> None:
-        self.token = ANCHOR | new_random() << 8
-        self._path = door_path(directory, self.token >> 8 & _RANDOM_MASK)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
-        try:
-            self._socket.bind(self._path)
-            os.chmod(self._path, mode)
-            self._socket.listen(1)
-        except BaseException:
-            self._socket.close()
-            raise
-        identity = identity_of(self._socket.fileno())
-        self._closer = weakref.finalize(
-            self, _close_anchor, self._socket, identity, self._path, os.getpid()
+def _no_door(path: str, cause: OSError) -> SegmentError:
+    if isinstance(cause, PermissionError):
+        return SegmentPermission(
+            f"no socket can be made at {path}: {cause.strerror}: run all processes of one site as "
+            "one user, or give mode=0o660 to all"
         )
-
-    def close(self) -> None:
-        """Stop listening; a forked child does not remove the parent's name."""
-        self._closer()
-
-
-def _close_anchor(listener: socket.socket, identity: Identity | None, path: str, pid: int) -> None:
-    close_socket_if_same(listener, identity)
-    if os.getpid() == pid:
-        try:
-            os.unlink(path)
-        except OSError:
-            pass  # ENOENT: the directory was removed with the segments
+    return SegmentError(
+        f"no socket can be made at {path}: {cause.strerror}: raise this process's limit of open "
+        "files (ulimit -n), or free the shared-memory filesystem (df /dev/shm)"
+    )
 
 
-class _BellLost(Exception):
-    """The kernel had no descriptor left to receive the bell with: ask for it anew."""
+def _is_trusted(sock: socket.socket, shared: bool) -> bool:
+    """Whether the user at the other end is this one, or root; a shared door's mode decides."""
+    if shared or not hasattr(socket, "SO_PEERCRED"):
+        return True
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    uid: int = _CREDENTIALS.unpack(raw)[1]
+    return uid in (os.geteuid(), 0)
 
 
 class _Peer:
     """The ringing side of one connection."""
 
-    __slots__ = ("_identity", "checked_s", "fd", "sock", "token")
+    __slots__ = ("_identity", "fd", "sock", "token")
 
     def __init__(self, sock: socket.socket, token: int) -> None:
         self.sock = sock
         self._identity = identity_of(sock.fileno())
         self.token = token
         self.fd = -1  # the bell, once it has arrived
-        self.checked_s = 0.0
 
     def close(self) -> None:
         is_ours = identity_of(self.sock.fileno()) == self._identity
@@ -303,116 +329,165 @@ class _Peer:
 
 
 class Ringer:
-    """Rings the bells of other loops. Called under the segment's lock: never blocks."""
+    """Rings the bells of other loops. Called under the segment's guard: never blocks.
 
-    def __init__(self, directory: str) -> None:
+    A ring that was delivered counts as heard, and the witness is asked whether it was (``heard``)
+    when the sender has committed and given its lock back: then no death in between is missed, and
+    who was rung is on its way already.
+    """
+
+    def __init__(self, directory: str, witness: Witness, mode: int) -> None:
         self._directory = directory
+        self._witness = witness
+        self._shared = bool(mode & 0o077)
         self._peers: dict[int, _Peer] = {}
+        self._pending: set[int] = set()  # slots whose bell has not arrived
+        self._bare: dict[int, float] = {}  # slots that want a connection for each ring; until when
         # Not at exit: a thread may still ring, and the kernel closes them a moment later.
         weakref.finalize(self, _close_all, self._peers).atexit = False
         self.own: dict[int, Callable[[], bool]] = {}  # loops of this process, by token
         self.call_all: Callable[[], None] = lambda: None  # for who cannot be rung
 
-    def ring(self, slot: int, token: int) -> bool:
-        """Wake the loop in ``slot``; False if it is known to be dead."""
-        if token & ANCHOR:
-            return self._holds(token)
+    def ask(self, process: int) -> Life:
+        """Say whether the process with this token lives."""
+        return self._witness.ask(process)
+
+    def ring(self, slot: int, token: int, process: int) -> Life:
+        """Wake the loop in ``slot``.
+
+        Returns:
+            ALIVE: it was rung, see ``heard``. DEAD: its process is, or it is a loop of this
+            process that is closed. UNKNOWN: it lives perhaps, but perhaps nobody hears it.
+        """
         own = self.own.get(token)
         if own is not None:
-            return own()
+            return Life.ALIVE if own() else Life.DEAD
+        if self._pending:
+            self._collect(slot)
         peer = self._peers.get(slot)
         if peer is not None and peer.token != token:
-            del self._peers[slot]  # its slot has a new owner
-            peer.close()
+            self._drop(slot)  # it has a new owner
+            self._bare.pop(slot, None)
             peer = None
-        if peer is None:
-            return self._connect(slot, token)
-        now = time.monotonic()
-        if peer.fd < 0 or now - peer.checked_s > _CHECK_EVERY_S:
-            peer.checked_s = now
-            try:
-                lives = self._hear(peer)
-            except _BellLost:
-                del self._peers[slot]
-                peer.close()
-                return self._connect(slot, token)
-            if not lives:
-                del self._peers[slot]
-                peer.close()
-                self._remove_door(token)
-                return False
-        if peer.fd >= 0:
-            ring(peer.fd)
-        # else: the connection is still pending, and it is the pending ring. The owner looks
-        # after it has answered, and we hold the lock until we have committed.
-        return True
+        if peer is not None and peer.fd >= 0 and not ring(peer.fd):
+            self._drop(slot)
+            peer = None
+        # A connection that is still pending is the pending ring: the owner looks after it has
+        # answered, and we hold the lock until we have committed.
+        if (peer is not None or self._connect(slot, token)) and self._witness.can_tell(process):
+            return Life.ALIVE
+        life = self._witness.ask(process)
+        return Life.DEAD if life is Life.DEAD else Life.UNKNOWN
 
-    def _hear(self, peer: _Peer) -> bool:
-        """Read what the owner has said: its bell, nothing yet, or that it is dead."""
+    def heard(self, slot: int, token: int, process: int) -> Life:
+        """Say whether a loop that was rung lives. UNKNOWN: perhaps; ring another one as well.
+
+        The lock may be another's by now, but no thread of this process rings. Whoever lives and
+        has closed its end of the connection has dropped that loop, or was short of descriptors.
+        """
+        if token in self.own:
+            return Life.ALIVE
+        life = self._witness.ask(process)
+        peer = self._peers.get(slot)
+        if life is not Life.ALIVE or peer is None or peer.token != token or peer.fd < 0:
+            return life
         try:
-            if peer.fd >= 0:
-                return peer.sock.recv(1) != b""
-            message, fds, _, _ = socket.recv_fds(peer.sock, 1, 1)
-            if fds:
-                peer.fd = fds[0]
-                os.set_inheritable(peer.fd, False)
-            elif message:
-                raise _BellLost
-            return message != b""
+            if peer.sock.recv(1):
+                return Life.ALIVE
         except BlockingIOError:
-            return True
+            return Life.ALIVE
         except OSError:
-            return False  # ECONNRESET: it died with our connection unanswered
+            pass  # ECONNRESET
+        self._drop(slot)
+        return Life.UNKNOWN
+
+    def forget(self, slot: int, token: int) -> None:
+        """Tidy up after a loop that is reaped: a door's name is random and never used again."""
+        peer = self._peers.get(slot)
+        if peer is not None and peer.token == token:
+            self._drop(slot)
+        try:
+            os.unlink(door_path(self._directory, token >> 8))
+        except OSError:
+            pass  # ENOENT: its owner closed it, or another process was faster
+
+    def _collect(self, slot: int) -> None:
+        """Take the bells that have arrived: the kernel counts those that are on their way."""
+        for one in [slot, *self._pending][:_COLLECTED]:
+            peer = self._peers.get(one)
+            if one not in self._pending or peer is None:
+                continue
+            try:
+                message, fds, _, _ = socket.recv_fds(peer.sock, 1, 1)
+            except BlockingIOError:
+                continue
+            except OSError:
+                message, fds = b"", []  # ECONNRESET: it closed its door meanwhile
+            if fds and _is_bell(fds[0]):
+                peer.fd = fds[0]
+                self._pending.discard(one)
+                continue
+            for fd in fds:
+                os.close(fd)
+            self._drop(one)
+            if message:  # it could not hand the bell over, or we could not take it
+                self._bare[one] = time.monotonic() + _ASK_AGAIN_S
 
     def _connect(self, slot: int, token: int) -> bool:
+        """Ring by connecting; whether there was a door."""
         try:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError:
             self.call_all()  # EMFILE
-            return True
+            return False
         sock.setblocking(False)
         try:
             sock.connect(door_path(self._directory, token >> 8))
+            is_bare = self._bare.get(slot, 0.0) > time.monotonic()
+            if is_bare or not _is_trusted(sock, self._shared):
+                sock.close()  # it stays in the backlog, and is a ring
+                return True
         except (ConnectionRefusedError, FileNotFoundError):
-            sock.close()
-            self._remove_door(token)
+            sock.close()  # it died, or the loop was dropped, or somebody cleans up here
             return False
         except OSError as exc:
             sock.close()
-            if exc.errno != errno.EAGAIN:  # its backlog is full, so it has rings enough
-                self.call_all()  # EACCES and the like
-            return True
-        self._peers[slot] = _Peer(sock, token)
-        return True
-
-    def _holds(self, token: int) -> bool:
-        """Whether an anchor is still there. EAGAIN: others asked before, so it is."""
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-                sock.setblocking(False)
-                sock.connect(door_path(self._directory, token >> 8 & _RANDOM_MASK))
-        except (ConnectionRefusedError, FileNotFoundError):
-            self._remove_door(token)
+            if exc.errno == errno.EAGAIN:
+                return True  # its backlog is full, so it has rings enough
+            self.call_all()  # EACCES and the like
             return False
-        except OSError:
-            return True
+        self._bare.pop(slot, None)
+        self._peers[slot] = _Peer(sock, token)
+        self._pending.add(slot)
         return True
 
-    def _remove_door(self, token: int) -> None:
-        """Tidy up after the dead: a door's name is random and never used again."""
-        try:
-            os.unlink(door_path(self._directory, token >> 8 & _RANDOM_MASK))
-        except OSError:
-            pass  # ENOENT: its owner closed it, or another process was faster
+    def _drop(self, slot: int) -> None:
+        self._pending.discard(slot)
+        self._peers.pop(slot).close()
 
     def close(self) -> None:
         """Close every connection."""
         _close_all(self._peers)
+        self._pending.clear()
+        self._bare.clear()
 
     def abandon(self) -> None:
         """Forget the parent's loops in a forked child, and close the copies of its connections."""
         self.own.clear()
         self.close()
+
+
+def _is_bell(fd: int) -> bool:
+    """Whether a descriptor that came from a door is an eventfd or a pipe; it never blocks then."""
+    try:
+        kind = stat.S_IFMT(os.fstat(fd).st_mode)
+        if kind not in (0, stat.S_IFIFO):  # 0: an inode without a name, as an eventfd's
+            return False
+        os.set_blocking(fd, False)
+        os.set_inheritable(fd, False)
+    except OSError:
+        return False
+    return True
 
 
 def _close_all(peers: dict[int, _Peer]) -> None:

@@ -132,6 +132,8 @@ class _Look:
         for slot, token in enumerate(slots[L.SLOT_TOKEN :: L.SLOT_WORDS]):
             if token and (kind == L.KIND_GROUPS or token & (L.SLOT_COUNT - 1) != slot):
                 self.say(f"slot {slot} has the token {token:#x}")
+            if token and not slots[L.SLOT_WORDS * slot + L.SLOT_PROCESS]:
+                self.say(f"slot {slot} belongs to no process")
         for slot, hint in enumerate(slots[L.SLOT_HINT :: L.SLOT_WORDS]):  # of one gone, perhaps
             if hint > L.HINT_MANY and (hint % L.GRANULE_WORDS or not self.heap_start <= hint < end):
                 self.say(f"slot {slot} was rung for a record at word {hint}")
@@ -258,8 +260,8 @@ def _queues(look: _Look) -> None:
             owned = words[L.SLOTS + L.SLOT_WORDS * slot + L.SLOT_TOKEN]
             if parked[slot >> 6] >> (slot & 63) & 1 and (record.owner or not owned):
                 look.say(f"slot {slot}, which nobody owns or may park there, is parked on {record}")
-        if words[record.word + L.CH_LOOP] and (record.owner or record.name[-1:] != "!"):
-            look.say(f"{record} belongs to a loop")
+        if words[record.word + L.CH_OWNER] and (record.owner or record.name[-1:] != "!"):
+            look.say(f"{record} belongs to a process")
         if words[record.word + L.CH_LEAVES] != leaves_of[record.word]:
             look.say(f"{record} miscounts its {leaves_of[record.word]} leaves")
     for record in channels:

@@ -130,13 +130,16 @@ class Fanout:
             dead += planned.found.dead
             drops += planned.found.drops
             plan = planned.plan
-            for target in planned.found.targets:
-                if target.version and self._is_dead(target.record):
-                    dead.append(target.name)
             if planned.found.drops:
                 plan[L.COUNT_DROPPED] += sum(drop.members for drop in planned.found.drops)
             if plan:
                 self.segment.commit(plan)
+            if self.slots.dead:  # rung in vain
+                dead += [
+                    target.name
+                    for target in planned.found.targets
+                    if target.version and self.slots.is_dead(target.record)
+                ]
         return dead, drops
 
     def _send_straight(self, message: GroupMessage, now: int) -> list[str] | None:
@@ -178,7 +181,7 @@ class Fanout:
                 memory, 8 * record + _RECORD_START
             )
             parked = p0 | p1 << 64 | p2 << 128 | p3 << 192
-            loop = words[record + L.CH_LOOP]
+            owner = words[record + L.CH_OWNER]
             link = record + L.CH_HEAD
             if sent != taken:
                 if tail & 3 or not start <= tail < end:
@@ -189,7 +192,7 @@ class Fanout:
                 ident_now != ident
                 or counted - words[leaf + L.CH_TAKEN]
                 >= _ENVELOPE_FACTOR * message.capacity_of(home)
-                or (loop and not self.slots.lives(loop, record))
+                or (owner and not parked and self.slots.is_dead(record))
             ):
                 return None
             targets.append((record, leaf, extent, link, sent, counted, parked, version, excluded))
@@ -214,11 +217,7 @@ class Fanout:
         if not self.slots.dead:
             return []
         found = zip(message.envelopes, targets, strict=True)
-        return [one.name for one, (record, *_) in found if self._is_dead(record)]
-
-    def _is_dead(self, record: int) -> bool:
-        """Whether the loop of a home was rung in vain."""
-        return self.slots.found_dead(self.segment.words[record + L.CH_LOOP])
+        return [one.name for one, (record, *_) in found if self.slots.is_dead(record)]
 
     def _stock(self, message: GroupMessage) -> bool:
         """Fill the quick lists that a message empties; whether any was."""
@@ -331,8 +330,12 @@ class Fanout:
         found = _Targets([], [], [])
         for name, version, members, excluded in part:
             record = self.records.find(name) or make(name)
-            loop = words[record + L.CH_LOOP] if record else 0
-            if loop and not self.slots.lives(loop, record):
+            if (
+                record
+                and words[record + L.CH_OWNER]
+                and not self.records.is_parked(record)  # who is parked is rung, and that tells
+                and self.slots.is_dead(record)
+            ):
                 found.dead.append(name)
                 continue
             limit = message.capacity_of(name)

@@ -332,7 +332,7 @@ def park(segment: Segment, known: Known, slot: int, token: int) -> bool:
     """Park a loop on an empty home; False if it has messages or this is not the ordinary case.
 
     Args:
-        token: what ``CH_LOOP`` must hold already; 0: nothing.
+        token: what ``CH_OWNER`` must hold already; 0: nothing.
     """
     record, ident = known
     guard = segment.guard
@@ -354,7 +354,7 @@ def park(segment: Segment, known: Known, slot: int, token: int) -> bool:
                 or words[_EPOCH] != segment.epoch
                 or words[record + L.IDENT] != ident
                 or words[record + _SENT_WORD] != words[record + _TAKEN_WORD]
-                or words[record + L.CH_LOOP] != token
+                or words[record + L.CH_OWNER] != token
             ):
                 return False
             word = record + L.CH_PARKED + (slot >> 6)

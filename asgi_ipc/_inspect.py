@@ -11,10 +11,11 @@ import time
 
 from . import _layout as L
 from . import _procfs
-from ._bell import bells_directory, door_path
+from ._bell import bells_directory
 from ._image import Image, LockHeld, NoSite, segment_name
 from ._reading import Channel, Group, Home, Leaf, Loop, Memory, Process, Reading, Totals
 from ._survey import HOLD_S, Messages, read_groups, read_memory, repeat_if_flushed
+from ._witness import Life, Witness
 
 __all__ = [
     "HOLD_S",
@@ -47,6 +48,7 @@ class Inspector:
         """
         self.prefix = prefix
         self.patience = patience
+        self.witness = Witness(bells_directory(prefix), 0)
         self.messages = Image(
             segment_name(prefix, L.KIND_MESSAGES), L.KIND_MESSAGES, patience=patience
         )
@@ -62,6 +64,7 @@ class Inspector:
         """Detach; idempotent."""
         self.messages.close()
         self.groups.close()
+        self.witness.close()
 
     def __enter__(self) -> Inspector:
         """Return the inspector itself."""
@@ -124,7 +127,6 @@ class Inspector:
     def processes(self, loops: list[Loop]) -> list[Process]:
         """Return every process that is attached or owns a slot, with its loops."""
         attached = self.attached()
-        sockets = _procfs.listening()
         by_pid: dict[int, list[Loop]] = {pid: [] for pid in attached}
         for loop in loops:
             by_pid.setdefault(loop.pid, []).append(loop)
@@ -135,7 +137,7 @@ class Inspector:
                 Process(
                     pid=pid,
                     attached=is_ours,
-                    alive=is_ours or self._any_answers(owned, sockets),
+                    alive=is_ours or self._lives(owned),
                     state=_procfs.state_of(pid) if is_ours else None,
                     command=_procfs.command_line(pid) if is_ours else None,
                     loops=tuple(owned),
@@ -143,13 +145,9 @@ class Inspector:
             )
         return found
 
-    def _any_answers(self, loops: list[Loop], sockets: set[str]) -> bool | None:
-        """Whether a loop's socket is open; asked by a ring only where nothing else tells."""
-        directory = bells_directory(self.prefix)
-        doors = [door_path(directory, loop.token >> 8) for loop in loops]
-        if any(door in sockets for door in doors):
+    def _lives(self, loops: list[Loop]) -> bool | None:
+        """Whether the process of a loop lives, as its witness says."""
+        lives = {self.witness.ask(loop.process) for loop in loops}
+        if Life.ALIVE in lives:
             return True
-        answers = [_procfs.door_answers(door) for door in doors]
-        if any(answers):
-            return True
-        return None if None in answers else False
+        return None if Life.UNKNOWN in lives else False

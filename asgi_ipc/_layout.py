@@ -24,8 +24,8 @@ word     words field                written
 32       224   CLASSES              first free extent of each size class
 256      96   QUICK                short lists of free extents: count << 48 | first
 352      1024  LOG                  redo log: pairs of a word's index and its new value
-1376     1024  SLOTS                256 slots of 4 words: event loops that receive
-2400     2**n  BUCKETS              hash table: first record of each chain
+1376     1280  SLOTS                256 slots of 5 words: event loops that receive
+2656     2**n  BUCKETS              hash table: first record of each chain
 ...            heap                 extents, up to HEAP_END
 ======== ===== ==================== ====================================================
 
@@ -55,7 +55,7 @@ word     CHANNEL             MESSAGE            GROUP / HOME        MEMBER
 15       CH_FULL
 16       CH_EXPIRED
 17       CH_MARK
-18       CH_LOOP
+18       CH_OWNER
 19       CH_LEAVES
 20       key ...
 ======== =================== ================== =================== ================
@@ -68,7 +68,7 @@ Any change of this file bumps ``LAYOUT_VERSION``: processes of two versions neve
 from __future__ import annotations
 
 MAGIC = int.from_bytes(b"asgi_ipc", "little")
-LAYOUT_VERSION = 2_002
+LAYOUT_VERSION = 2_003
 READY_MARK = int.from_bytes(b"is ready", "little")
 
 KIND_MESSAGES = 1
@@ -109,13 +109,13 @@ LOG_CAPACITY = 512  # pairs
 
 SLOTS = LOG + 2 * LOG_CAPACITY
 SLOT_COUNT = 256
-SLOT_WORDS = 4
+SLOT_WORDS = 5
 SLOT_TOKEN = 0  # random << 8 | slot: the owning loop, names its socket; 0 = free
 SLOT_PID = 1
 SLOT_HINT = 2  # the one channel record it was rung for since it last looked; HINT_MANY
 SLOT_SINCE = 3  # wall clock, ns
+SLOT_PROCESS = 4  # token of its process, see `_witness`
 HINT_MANY = 1
-ANCHOR = 1 << 60  # in CH_LOOP: not a loop's token but that of its process, random << 8
 
 BUCKETS = SLOTS + SLOT_COUNT * SLOT_WORDS
 
@@ -159,7 +159,7 @@ PARKED_WORDS = SLOT_COUNT // 64
 CH_FULL = 15
 CH_EXPIRED = 16
 CH_MARK = 17  # idle check: seconds << 32 | low half of CH_SENT when last looked at
-CH_LOOP = 18  # token of the loop that receives for a process-specific home, or of its process
+CH_OWNER = 18  # token of the process that receives for a process-specific home, see `_witness`
 CH_LEAVES = 19  # leaf records below a process-specific home
 CH_KEY = 20
 
@@ -269,7 +269,7 @@ for _index in range(1, QUICK_CLASSES):
 
 # The table above, checked when the package is imported.
 assert CLASSES + CLASS_COUNT <= QUICK and QUICK + QUICK_CLASSES <= LOG
-assert SLOTS == 1376 and BUCKETS == 2400 and BUCKETS % GRANULE_WORDS == 0
+assert SLOTS == 1376 and BUCKETS == 2656 and BUCKETS % GRANULE_WORDS == 0
 assert SLOT_COUNT + 16 <= LOG_CAPACITY  # a flush writes one word a slot, and the counters
 assert MAX_SEGMENT_BYTES < 1 << 33  # sizes of bodies and offsets fit their halves of a word
 assert CLASS_COUNT <= 64 * BITMAP_WORDS

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Container
 from typing import NamedTuple
 
 from . import _layout as L
@@ -25,7 +26,8 @@ __all__ = ["GroupStore", "Snapshot"]
 _SWEEP_EVERY = 16  # one group_add in so many looks at as many buckets
 _SWEEP_BUCKETS = 16
 _PRESSURE_BUCKETS = 4096
-_REMOVALS = 32  # members of a dead home removed in one hold of the lock
+_RECORDS_AT_ONCE = 256  # looked at in one hold of the lock, to drop those of dead processes
+_BUCKETS_AT_ONCE = 4096
 _CACHE_LIMIT = 10_000
 _NEVER_NS = 1 << 63
 
@@ -249,21 +251,45 @@ class GroupStore:
         known.version = version  # last, as in `_add_straight`
         return True
 
-    def drop_home(self, group: str, home: str) -> bool:
-        """Remove some members of a home whose process has died; whether any are left."""
-        return self.segment.transact(self._drop_home, group, home)
+    def version(self) -> int:
+        """Return the version of the latest change of any membership."""
+        return self.segment.transact(self._version)
 
-    def _drop_home(self, group: str, home: str) -> bool:
+    def _version(self) -> int:
+        version: int = self.segment.words[L.SEQUENCE]
+        return version
+
+    def drop_homes(self, homes: Container[str], version: int) -> None:
+        """Remove, of all groups, the members of homes that had joined by a version.
+
+        For homes whose process was proven dead at that version. A few at a time, so that nobody
+        waits long for the lock; whoever is interrupted in it begins anew.
+        """
+        bucket = 0
+        while bucket < self.segment.heap_start - L.BUCKETS:
+            bucket = self.segment.transact(self._drop_some, homes, version, bucket)
+
+    def _drop_some(self, homes: Container[str], version: int, bucket: int) -> int:
         words = self.segment.words
-        for _ in range(_REMOVALS):
-            plan = Plan(words)
-            group_record = self.groups.find_group(plan, group)
-            home_record = self.groups.find_home(plan, group_record, home) if group_record else 0
-            if not home_record:
-                return False
-            self.groups.expire(plan, self.groups.heap.check(words[home_record + L.H_FIRST]))
-            self.segment.commit(plan)
-        return True
+        groups = self.groups
+        used, end = groups.table.some_buckets(bucket, _BUCKETS_AT_ONCE)
+        visited = 0
+        for bucket in used:
+            for record in list(groups.table.chain(bucket)):
+                visited += 1
+                if (
+                    words[record] >> L.KIND_SHIFT == L.EXTENT_MEMBER
+                    and words[record + L.IDENT]
+                    and words[record + L.M_JOINED] <= version
+                ):
+                    home = groups.heap.check(words[record + L.OWNER])
+                    if groups.table.key_of(home, L.EXTENT_HOME) in homes:
+                        plan = Plan(words)
+                        groups.expire(plan, record)
+                        self.segment.commit(plan)
+            if visited >= _RECORDS_AT_ONCE:
+                return bucket + 1
+        return end
 
     # -- reading -------------------------------------------------------------------------
 

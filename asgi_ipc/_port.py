@@ -33,6 +33,7 @@ import logging
 import os
 import weakref
 from collections.abc import AsyncGenerator, Callable, Container, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from ._bell import Bell, Door, Ringer, new_bell, new_random, ring
@@ -174,7 +175,7 @@ class Port:
         ringer: Ringer,
         directory: str,
         mode: int,
-        anchor: int,
+        process: int,
         serve: Callable[[Port, str], bool],
         on_safety: Callable[[], None],
         new_inotify: Callable[[str], Inotify | None],
@@ -184,7 +185,7 @@ class Port:
         Args:
             serve: drains a process-specific home for those who wait below it here, and wakes
                 them; False if one of them has to do it.
-            anchor: token of the process, for homes that outlive the loop.
+            process: token of the process, which owns the homes.
             on_safety: called with every look that nobody asked for, before it.
             new_inotify: watches the segments and, by its path, the door, if that can be done.
 
@@ -196,7 +197,7 @@ class Port:
         self._loop = weakref.ref(loop)
         self._store = store
         self._ringer = ringer
-        self._anchor = anchor
+        self.token = process
         self._serve = serve
         self._on_safety = on_safety
         self._new_inotify: Callable[[str], Inotify | None] | None = new_inotify
@@ -219,13 +220,17 @@ class Port:
             raise
         self.fittings = _Fittings(bell, door)
         try:
-            self.slot, self.token = store.slots.claim(random)
+            self.slot, self.loop_token = store.slots.claim(random, process)
         except BaseException:
             self.fittings.close()
             raise
-        ringer.own[self.token] = self._rung_from_here
-        loop.add_reader(bell.read_fd, self._on_ring)
-        loop.add_reader(door.listener, self._on_door)
+        try:
+            loop.add_reader(bell.read_fd, self._on_ring)
+            loop.add_reader(door.listener, self._on_door)
+        except BaseException:  # ENOSPC: as many are watched as the user may (epoll)
+            self._let_go(loop)
+            raise
+        ringer.own[self.loop_token] = self._rung_from_here
         # When the loop goes: asyncio.run() and async_to_sync() close asynchronous generators
         # before they close their loop; a loop that was just dropped is noticed by the
         # finaliser, and one that was only closed by `is_orphaned`.
@@ -569,32 +574,35 @@ class Port:
             self.abandon()
             return
         loop = self._loop()
-        self._ringer.own.pop(self.token, None)
+        self._ringer.own.pop(self.loop_token, None)
         self._finalizer.detach()
         self.spare.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._let_go(loop)
+        if loop is not None and not loop.is_closed():
+            for key in self.waiters:
+                for waiter in self._waiting(key):
+                    waiter.wake()
+
+    def _let_go(self, loop: HostLoop | None) -> None:
+        """Give descriptors and slot back."""
+        self._store.segment.alone(partial(self._close_fittings, loop))  # who rings is inside
+        try:
+            if not self._store.segment.closed:
+                homes = [*self.homes, *self._ever, *self._to_withdraw]
+                self._store.slots.release(self.slot, self.loop_token, homes)
+        except (LockBusy, IPCError):
+            pass  # whoever of this process rings it next reaps the slot
+
+    def _close_fittings(self, loop: HostLoop | None) -> None:
         if loop is not None and not loop.is_closed():
             loop.remove_reader(self.fittings.bell.read_fd)
             loop.remove_reader(self.fittings.door.listener)
             if self.fittings.inotify is not None:
                 loop.remove_reader(self.fittings.inotify.fd)
         self.fittings.close()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        try:
-            if not self._store.segment.closed:
-                self._store.slots.release(
-                    self.slot,
-                    self.token,
-                    [*self.homes, *self._ever, *self._to_withdraw],
-                    self._anchor,
-                )
-        except (LockBusy, IPCError):
-            pass  # its door is closed: whoever rings next reaps the slot
-        if loop is not None and not loop.is_closed():
-            for key in self.waiters:
-                for waiter in self._waiting(key):
-                    waiter.wake()
 
     def abandon(self) -> None:
         """Let go in a forked child: the loop, the slot and the door are the parent's."""

@@ -108,6 +108,7 @@ class Loop(NamedTuple):
         pid: its process, in that process's own PID namespace.
         since: wall clock when it took its slot, seconds.
         parked_on: the channels it sleeps on.
+        process: token of its process: what the witness is asked for.
     """
 
     slot: int
@@ -115,6 +116,7 @@ class Loop(NamedTuple):
     pid: int
     since: float
     parked_on: tuple[str, ...]
+    process: int = 0
 
 
 class Process(NamedTuple):

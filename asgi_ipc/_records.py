@@ -41,6 +41,7 @@ class Records:
         self.known_below: dict[tuple[str, int], tuple[int, int]] = {}  # of groups, by home
         self.name_at: dict[int, str] = {}
         self._hand = 0
+        self.is_kept: Callable[[int], bool] = lambda _: False  # asked before one is forgotten
         segment.on_epoch = self.forget
 
     def forget(self) -> None:
@@ -188,6 +189,8 @@ class Records:
         name = self.queues.table.key_of(record, L.EXTENT_CHANNEL)
         single = owner or "?" in name
         if seconds - (mark >> 32) >= (_IDLE_SINGLE_S if single else IDLE_S):
+            if not owner and words[record + L.CH_OWNER] and self.is_kept(record):
+                return
             plan = Plan(words)
             self.queues.remove_channel(plan, record)
             self.segment.commit(plan)

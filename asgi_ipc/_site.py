@@ -17,18 +17,19 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from . import _layout as L
-from ._bell import Anchor, Ringer, bells_directory, make_directory
+from ._bell import Ringer, bells_directory, make_directory
 from ._inotify import IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVE_SELF, Inotify, open_inotify
 from ._membership import GroupStore
 from ._own import NOBODY, here, letting_go, this_process
 from ._port import HostLoop, Port, runs_here
 from ._segment import Detached, LockBusy, Segment
 from ._store import MessageStore
+from ._witness import Witness
 from .exceptions import IPCError
 
 __all__ = ["Site"]
@@ -93,8 +94,8 @@ class Site:
         self._on_reset = on_reset
         self._on_safety = on_safety
         self.port_by_loop: dict[int, Port] = {}  # by the id of the loop, which a port knows weakly
-        self._anchor: Anchor | None = None  # made with the first port
-        self._ringer = Ringer(bells_directory(prefix))
+        self.witness = Witness(bells_directory(prefix), mode)  # takes a token for the first port
+        self._ringer = Ringer(bells_directory(prefix), self.witness, mode)
         options: dict[str, Any] = {"mode": mode, "lock_timeout": lock_timeout}
         groups = Segment(f"/{prefix}-groups", L.KIND_GROUPS, group_memory, **options)
         try:
@@ -105,7 +106,8 @@ class Site:
         groups.within, groups.news = messages, messages.news
         self._ringer.call_all = messages.touch
         self.groups = GroupStore(groups)
-        self.messages = MessageStore(messages, self._ringer.ring, self.groups.members_at)
+        self.messages = MessageStore(messages, self._ringer, self.groups.members_at)
+        self.messages.on_dead_homes = self._drop_dead_homes
         self._opened()
         _sites.add(self)
 
@@ -162,10 +164,13 @@ class Site:
             self._close_ports()
             self.attached_by = NOBODY
             self._on_reset()
-            self._close_anchor()
-            self.messages.segment.alone(self._ringer.close)  # who rings is in a transaction
+            self.messages.segment.alone(self._let_go_of_others)  # who rings is in a transaction
             self.messages.segment.close()
             self.groups.segment.close()
+
+    def _let_go_of_others(self) -> None:
+        self._ringer.close()
+        self.witness.close()
 
     def unlink(self) -> None:
         """Detach and remove segments and sockets from the machine."""
@@ -194,13 +199,14 @@ class Site:
             gone = [segment for segment in self._segments() if segment.is_deleted()]
             gone += [segment for segment in lost if not segment.own_anew()]
             if not lost and not gone:
-                if any(port.has_lost_its_door() for port in self.ports()):
+                if not self.witness.is_held() or any(
+                    port.has_lost_its_door() for port in self.ports()
+                ):
                     self._make_new_doors()
                 return
             self._say_what_is_lost(lost, gone)
             self._close_ports()
-            self._close_anchor()
-            self.messages.segment.alone(self._ringer.close)
+            self.messages.segment.alone(self._let_go_of_others)
             self.groups.forget()  # before anybody compares what is remembered with the new one
             self.messages.forget()
             try:
@@ -240,7 +246,7 @@ class Site:
             extra={"event": "doors-deleted"},
         )
         self._close_ports()
-        self._close_anchor()
+        self.messages.segment.alone(self.witness.close)
 
     def let_go(self) -> None:
         """In a forked child, drop all that is the parent's, then open the locks anew.
@@ -256,7 +262,7 @@ class Site:
             ports, self.port_by_loop = self.port_by_loop, {}
             for port in ports.values():
                 port.abandon()
-            self._close_anchor()
+            self.witness.abandon()
             self._ringer.abandon()
             for segment in self._segments():
                 segment.after_fork_in_child()
@@ -296,15 +302,14 @@ class Site:
                     self.port_by_loop.pop(key, None)
             directory = bells_directory(self.prefix)
             make_directory(directory, self.mode)
-            if self._anchor is None:
-                self._anchor = Anchor(directory, self.mode)
+            token = self.witness.take()
             port = self.port_by_loop[id(loop)] = Port(
                 loop,
                 self.messages,
                 self._ringer,
                 directory,
                 self.mode,
-                self._anchor.token,
+                token,
                 self._serve,
                 self._safety,
                 self._new_inotify,
@@ -333,12 +338,45 @@ class Site:
             self.watch()
         except (IPCError, OSError):
             return  # said in the log, and every receive that waits meets it by itself
+        if not self.is_open:
+            return
+        try:
+            self.messages.slots.reap_all()
+        except (LockBusy, IPCError):
+            pass  # the next look does it
+        if self.messages.slots.dead_homes:
+            self._drop_dead_homes()
         self._on_safety()
 
-    def _close_anchor(self) -> None:
-        anchor, self._anchor = self._anchor, None
-        if anchor is not None:
-            anchor.close()
+    # -- the dead ------------------------------------------------------------------------
+
+    def drop_dead_homes(self, homes: Iterable[str] = ()) -> None:
+        """Drop the memberships of homes whose owner is proven dead: these, and others that wait.
+
+        Proven, and the version of that moment read, in one hold of the lock. Whoever joins later
+        has made sure before that there is no dead owner any more (``aio.group_add``), and stays.
+        Whoever is killed in between leaves the owner there: the next one begins anew.
+
+        Raises:
+            LockBusy: begun, perhaps, and to be called again.
+        """
+        slots = self.messages.slots
+        wanted = {*slots.dead_homes, *homes}
+        owners, version = self.messages.segment.transact(self._prove_dead, wanted)
+        if owners:
+            self.groups.drop_homes(owners, version)
+            self.messages.segment.transact(slots.disown, owners)
+        slots.dead_homes.difference_update(wanted)
+
+    def _prove_dead(self, homes: Iterable[str]) -> tuple[dict[str, int], int]:
+        owners = self.messages.slots.owners_of_dead(homes)
+        return owners, self.groups.version() if owners else 0
+
+    def _drop_dead_homes(self) -> None:
+        try:
+            self.drop_dead_homes()
+        except (LockBusy, IPCError):
+            pass  # the next one who looks does it; what is damaged is met by whoever uses it
 
     def _close_ports(self) -> None:
         for port in self.ports():

@@ -2,46 +2,83 @@
 
 SYNC POINT "wake": a sender rings a parked loop *before* it commits, while holding the
 lock; a woken loop takes the lock before it looks. So a kill leaves no effect, a spurious
-ring, or a message with its ring; never a message without one.
+ring, or a message with its ring; never a message without one. Whether who was rung lives is
+asked *after* the commit, without the lock (``settle``): so no death before the commit is missed,
+and who dies after it is told of by the kernel when the message is there to be seen.
 
 Invariant: beside a message that somebody could take, at least one loop that could take it
 is not parked on it (it was rung, or is running), unless that loop has died. For the dead,
 ``reap_dead`` rings another. Below that is a net: the kernel tells every parked loop of the end of
 a process, and it looks (``Port._on_event``); where it cannot be told it looks every few seconds.
+
+Only a process that is *proven* dead (``_witness``) is reaped. Of whom nothing is known the bit
+stays parked, and somebody else is rung as well. A process-specific home belongs to a *process*,
+its owner, and not to one of its loops. An owner keeps it while it lives; the next one who parks
+takes over from the dead. Every step of reaping is repeatable: who is killed in it does no harm.
+
 Methods without a ``transact`` of their own are called with the lock held.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
 
 from . import _fast
 from . import _layout as L
 from ._records import Records
 from ._segment import LockBusy, Plan
+from ._witness import Life
 from .exceptions import TooManyLoops
 
-__all__ = ["Ring", "Slots"]
+__all__ = ["Bells", "Slots"]
 
-Ring = Callable[[int, int], bool]
-"""``ring(slot, token)``: wake that loop; False when its process is known to be dead."""
+
+class Bells(Protocol):
+    """Whom this process can ring, and what is known of others: a ``Ringer``."""
+
+    def ring(self, slot: int, token: int, process: int) -> Life:
+        """Wake that loop of that process, before the commit. ALIVE: it was rung."""
+        ...
+
+    def heard(self, slot: int, token: int, process: int) -> Life:
+        """After the commit: whether a loop that was rung lives."""
+        ...
+
+    def ask(self, process: int) -> Life:
+        """Whether the process with this token lives."""
+        ...
+
+    def forget(self, slot: int, token: int) -> None:
+        """Tidy up after a loop that is reaped."""
+        ...
+
 
 _PLAN_ROOM = 400  # a plan of this many words is committed before it grows further
+_HOMES_AT_ONCE = 64  # left in one plan: six words each at most
 _ALL = (1 << 64) - 1
 _MASK_BYTES = 8 * L.PARKED_WORDS
+_ALIVE, _DEAD, _UNKNOWN = Life.ALIVE, Life.DEAD, Life.UNKNOWN
 
 
 class Slots:
     """The slots of one messages segment."""
 
-    def __init__(self, records: Records, ring: Ring) -> None:
+    def __init__(self, records: Records, bells: Bells) -> None:
         self.segment = records.segment
         self.records = records
-        self.ring = ring
-        self.dead: list[tuple[int, int]] = []
+        self.ring = bells.ring
+        self.heard = bells.heard
+        self.ask = bells.ask
+        self.forget = bells.forget
+        self.rung: list[tuple[int, int, int]] = []  # to be asked for, see `settle`
+        self.dead: list[tuple[int, int]] = []  # rung in vain, to be reaped
+        self.dead_homes: set[str] = set()  # whose owner is dead: their members are to be dropped
+        records.is_kept = self._is_kept
 
     # -- waking --------------------------------------------------------------------------
 
@@ -68,29 +105,32 @@ class Slots:
             bit = rest & -rest
             mask ^= bit
             slot = bit.bit_length() - 1
-            word = record + L.CH_PARKED + (slot >> 6)
-            plan[word] = plan.get(word, words[word]) & ~(1 << (slot & 63))
             base = L.SLOTS + L.SLOT_WORDS * slot
             token = words[base + L.SLOT_TOKEN]
-            if not token:
-                continue
-            if self.ring(slot, token):  # SYNC POINT "wake": before the commit
+            life = _DEAD
+            if token:  # SYNC POINT "wake": before the commit
+                life = self.ring(slot, token, words[base + L.SLOT_PROCESS])
+                if life is _UNKNOWN:
+                    continue  # it stays parked, and somebody else is rung as well
+            word = record + L.CH_PARKED + (slot >> 6)
+            plan[word] = plan.get(word, words[word]) & ~(1 << (slot & 63))
+            if life is _ALIVE:
                 hint = plan.get(base + L.SLOT_HINT, words[base + L.SLOT_HINT])
                 if hint != record:
                     plan[base + L.SLOT_HINT] = L.HINT_MANY if hint else record
+                self.rung.append((slot, token, words[base + L.SLOT_PROCESS]))
                 return
-            self.dead.append((slot, token))
+            if token:
+                self.dead.append((slot, token))
 
     def leave(self, plan: Plan, slot: int, homes: Iterable[str]) -> None:
+        """Plan to take the loop's parked bits back, of a few homes; pass rings on."""
         words = self.segment.words
         word, bit = L.CH_PARKED + (slot >> 6), 1 << (slot & 63)
         for home in homes:
             record = self.records.find(home)
             if not record:
                 continue
-            if len(plan) > _PLAN_ROOM:
-                self.segment.commit(plan)
-                plan.clear()
             parked = plan.get(record + word)
             if parked is None:
                 parked = words[record + word]
@@ -98,6 +138,15 @@ class Slots:
                 plan[record + word] = parked & ~bit
             elif plan[record + L.CH_SENT] != plan[record + L.CH_TAKEN]:
                 self.wake(plan, record)
+
+    def leave_many(self, slot: int, homes: Iterable[str]) -> None:
+        """Do the same at once, of any number of homes; call it with nothing planned."""
+        rest = iter(homes)
+        while some := list(itertools.islice(rest, _HOMES_AT_ONCE)):
+            plan = Plan(self.segment.words)
+            self.leave(plan, slot, some)
+            if plan:
+                self.segment.commit(plan)
 
     # -- parking -------------------------------------------------------------------------
 
@@ -117,8 +166,10 @@ class Slots:
             parked = words[record + word]
             if not parked & bit:
                 plan[record + word] = parked | bit
-            if home[-1] == "!" and words[record + L.CH_LOOP] != token:
-                plan[record + L.CH_LOOP] = token
+            if home[-1] == "!":
+                owner = words[record + L.CH_OWNER]
+                if owner != token and not (owner and self.ask(owner) is _ALIVE):
+                    plan[record + L.CH_OWNER] = token
             if len(plan) > _PLAN_ROOM:
                 self.segment.commit(plan)
                 plan = {}
@@ -149,13 +200,13 @@ class Slots:
             return False
 
     def are_kept(self, homes: Iterable[str], token: int) -> bool:
-        """Whether homes have records, and process-specific ones name this loop; a hint."""
+        """Whether homes have records, and process-specific ones name this process; a hint."""
         words = self.segment.words
         for home in homes:
             known = self.records.known.get(home)
             if words is None or known is None or words[known[0] + L.IDENT] != known[1]:
                 return False
-            if home[-1] == "!" and words[known[0] + L.CH_LOOP] != token:
+            if home[-1] == "!" and words[known[0] + L.CH_OWNER] != token:
                 return False
         return True
 
@@ -188,7 +239,9 @@ class Slots:
             hinted: if the loop was rung for one home only since it last looked, look at
                 that one alone; and if it is none of ``homes``, pass the ring on.
         """
-        return self.segment.transact(self._look, slot, token, homes, hinted)
+        found = self.segment.transact(self._look, slot, token, homes, hinted)
+        self.settle()
+        return found
 
     def _look(
         self, slot: int, token: int, homes: Collection[str], hinted: bool
@@ -212,28 +265,27 @@ class Slots:
     def withdraw(self, slot: int, homes: Iterable[str]) -> None:
         """Take the loop's parked bits back; pass a ring on that it will not answer."""
         self.segment.transact(self._withdraw, slot, homes)
+        self.settle()
 
     def _withdraw(self, slot: int, homes: Iterable[str]) -> None:
-        plan = Plan(self.segment.words)
-        self.leave(plan, slot, homes)
-        if plan:
-            self.segment.commit(plan)
+        self.leave_many(slot, homes)
         self.reap_dead()
 
     # -- owning a slot ------------------------------------------------------------------
 
-    def claim(self, random_token: int) -> tuple[int, int]:
+    def claim(self, random_token: int, process: int) -> tuple[int, int]:
         """Give a loop a slot; return it and the loop's token.
 
         Args:
             random_token: 48 random bits; the loop's socket is listening under them already.
+            process: token of its process, whose byte is locked already.
 
         Raises:
-            TooManyLoops: all slots belong to living loops.
+            TooManyLoops: all slots belong to processes that live.
         """
-        return self.segment.transact(self._claim, random_token)
+        return self.segment.transact(self._claim, random_token, process)
 
-    def _claim(self, random_token: int) -> tuple[int, int]:
+    def _claim(self, random_token: int, process: int) -> tuple[int, int]:
         words = self.segment.words
         for attempt in range(2):
             for slot in range(L.SLOT_COUNT):
@@ -246,55 +298,69 @@ class Slots:
                             base + L.SLOT_PID: os.getpid(),
                             base + L.SLOT_HINT: 0,
                             base + L.SLOT_SINCE: time.time_ns(),
+                            base + L.SLOT_PROCESS: process,
                         }
                     )
                     return slot, token
             if attempt == 0:
-                self._probe_all()
+                self._reap_all()
         raise TooManyLoops(
             f"all {L.SLOT_COUNT} slots for event loops that receive from {self.segment.name} are "
             "taken: receive from fewer loops and threads, or split the site by prefix"
         )
 
-    def _probe_all(self) -> None:
-        for slot in range(L.SLOT_COUNT):
-            token = self.segment.words[L.SLOTS + L.SLOT_WORDS * slot]
-            if token and not self.ring(slot, token):
-                self.dead.append((slot, token))
-        self.reap_dead()
-
-    def release(self, slot: int, token: int, homes: Sequence[str], anchor: int) -> None:
-        """Give a slot back, unparked from ``homes``; pass on rings it has not answered.
-
-        Args:
-            anchor: token of the process, which still has the process-specific ones.
-        """
-        self.segment.transact(self._release, slot, token, homes, anchor)
-
-    def _release(self, slot: int, token: int, homes: Sequence[str], anchor: int) -> None:
+    def owns(self, slot: int, token: int) -> bool:
+        """Whether a slot is still the loop's; read without the lock, under nobody's but its own."""
         words = self.segment.words
-        base = L.SLOTS + L.SLOT_WORDS * slot
-        if words[base + L.SLOT_TOKEN] != token:
+        return words is None or bool(words[L.SLOTS + L.SLOT_WORDS * slot] == token)
+
+    def release(self, slot: int, token: int, homes: Sequence[str]) -> None:
+        """Give a slot back, unparked from ``homes``; pass on rings it has not answered."""
+        self.segment.transact(self._release, slot, token, homes)
+        self.settle()
+
+    def _release(self, slot: int, token: int, homes: Sequence[str]) -> None:
+        word = L.SLOTS + L.SLOT_WORDS * slot + L.SLOT_TOKEN
+        words = self.segment.words
+        if words[word] != token:
             return
+        self._withdraw(slot, homes[_HOMES_AT_ONCE:])
         plan = Plan(words)
-        self.leave(plan, slot, homes)
-        for home in homes:
-            record = self.records.find(home)
-            if record and words[record + L.CH_LOOP] == token:
-                plan[record + L.CH_LOOP] = anchor
-            if len(plan) > _PLAN_ROOM:
-                self.segment.commit(plan)
-                plan = Plan(words)
-        plan[base + L.SLOT_TOKEN] = 0
+        self.leave(plan, slot, homes[:_HOMES_AT_ONCE])
+        plan[word] = 0
         self.segment.commit(plan)
         self.reap_dead()
 
+    # -- the dead -----------------------------------------------------------------------
+
+    def reap_all(self) -> None:
+        """Free the slots of all who are proven dead; without the lock if there are none."""
+        if self.segment.words is not None and self._dead_slots():
+            self.segment.transact(self._reap_all)
+            self.settle()
+
+    def _reap_all(self) -> None:
+        self.dead += self._dead_slots()
+        self.reap_dead()
+
+    def _dead_slots(self) -> list[tuple[int, int]]:
+        slots = self.segment.words[L.SLOTS : L.BUCKETS].tolist()
+        processes = slots[L.SLOT_PROCESS :: L.SLOT_WORDS]
+        taken = [
+            (slot, token, processes[slot])
+            for slot, token in enumerate(slots[L.SLOT_TOKEN :: L.SLOT_WORDS])
+            if token
+        ]
+        dead = {process for process in {one[2] for one in taken} if self.ask(process) is _DEAD}
+        return [(slot, token) for slot, token, process in taken if process in dead]
+
     def reap_dead(self) -> None:
+        """Reap whoever was rung in vain."""
         while self.dead:
             self._reap(*self.dead.pop())
 
     def _reap(self, slot: int, token: int) -> None:
-        """Free a dead loop's slot and ring others in its place.
+        """Free a dead loop's slot and ring others in its place; note which homes it leaves.
 
         Every step is repeatable, so whoever is killed in here is repeated by the next.
         """
@@ -302,45 +368,104 @@ class Slots:
         base = L.SLOTS + L.SLOT_WORDS * slot
         if words[base + L.SLOT_TOKEN] != token:
             return
-        parked = L.CH_PARKED + (slot >> 6)
-        bit = 1 << (slot & 63)
-        for record in list(self.records.queues.table.records()):
-            plan = Plan(words)
-            if words[record + parked] & bit:
-                plan[record + parked] = words[record + parked] & ~bit
-                self.segment.commit(plan)
-            if words[record + L.CH_SENT] != words[record + L.CH_TAKEN] and self.records.is_parked(
-                record
-            ):
-                plan = Plan(words)
-                self.wake(plan, record)
-                self.segment.commit(plan)
+        process = words[base + L.SLOT_PROCESS]
+        is_dead = self.ask(process) is _DEAD  # else it is a loop that its own process has dropped
+        table = self.records.queues.table
+        for record in list(table.records()):
+            if is_dead and words[record + L.CH_OWNER] == process and not words[record + L.OWNER]:
+                self.dead_homes.add(table.key_of(record, L.EXTENT_CHANNEL))
+            self._ring_another(record, L.CH_PARKED + (slot >> 6), 1 << (slot & 63))
         self.segment.note(
             logging.INFO,
             "process-reaped",
             "reaped the slot of dead process %d",
             words[base + L.SLOT_PID],
         )
+        self.forget(slot, token)
         self.segment.commit({base + L.SLOT_TOKEN: 0, base + L.SLOT_HINT: 0})
 
-    def found_dead(self, token: int) -> bool:
-        """Whether a loop was rung in vain and not reaped yet."""
-        return any(token == dead for _, dead in self.dead)
+    def _ring_another(self, record: int, parked: int = 0, bit: int = 0) -> None:
+        """Ring one who is parked beside a message; take a dead loop's bit away before."""
+        words = self.segment.words
+        if bit and words[record + parked] & bit:
+            self.segment.commit({record + parked: words[record + parked] & ~bit})
+        if words[record + L.CH_SENT] != words[record + L.CH_TAKEN] and self.records.is_parked(
+            record
+        ):
+            plan = Plan(words)
+            self.wake(plan, record)
+            if plan:  # else nothing is known of those who are parked there
+                self.segment.commit(plan)
 
-    def lives(self, token: int, record: int) -> bool:
-        """Whether the loop that receives for a home is not known to be dead.
+    def settle(self) -> None:
+        """Ask whether those who were rung live; reap who does not, and ring others in their place.
 
-        One that is neither parked there nor has taken what waits may have been killed in
-        between: it is asked, by a ring that does no harm.
+        Called after each transaction that may have rung, with no lock held.
         """
-        if token & L.ANCHOR:
-            return self.ring(-1, token)
-        slot = token & 0xFF
-        if self.segment.words[L.SLOTS + L.SLOT_WORDS * slot] != token:
+        while self.rung:
+            with self.segment.guard:
+                rung, self.rung = self.rung, []
+                is_unknown = False
+                for slot, token, process in rung:
+                    life = self.heard(slot, token, process)
+                    is_unknown |= life is _UNKNOWN
+                    if life is _DEAD:
+                        self.dead.append((slot, token))
+            if not self.dead and not is_unknown:
+                return
+            try:
+                self.segment.transact(self._ring_others if is_unknown else self.reap_dead)
+            except LockBusy:
+                return  # who is dead is reaped with the next ring, or when inotify tells of it
+
+    def _ring_others(self) -> None:
+        self.reap_dead()
+        for record in list(self.records.queues.table.records()):
+            if not self.segment.words[record + L.OWNER]:
+                self._ring_another(record)
+
+    def is_dead(self, record: int) -> bool:
+        """Whether a home's owner is proven dead, and nobody who may live is parked there."""
+        words = self.segment.words
+        owner = words[record + L.CH_OWNER]
+        if not owner or self.ask(owner) is not _DEAD:
             return False
-        if self.records.is_parked(record) or not self.records.depth_of(record):
-            return True
-        if self.ring(slot, token):
-            return True
-        self.dead.append((slot, token))
-        return False
+        start = 8 * (record + L.CH_PARKED)
+        mask = int.from_bytes(self.segment.memory[start : start + _MASK_BYTES], "little")
+        while mask:
+            base = L.SLOTS + L.SLOT_WORDS * ((mask & -mask).bit_length() - 1)
+            if words[base + L.SLOT_TOKEN] and self.ask(words[base + L.SLOT_PROCESS]) is not _DEAD:
+                return False  # it takes over when it parks again
+            mask &= mask - 1
+        return True
+
+    def _is_kept(self, record: int) -> bool:
+        """Whether an idle home is not to be forgotten yet: its members are to be dropped first."""
+        if not self.is_dead(record):
+            return False
+        self.dead_homes.add(self.records.queues.table.key_of(record, L.EXTENT_CHANNEL))
+        return True
+
+    def owners_of_dead(self, homes: Iterable[str]) -> dict[str, int]:
+        """Return those of the homes whose owner is proven dead, with that owner."""
+        found = {}
+        for home in homes:
+            record = self.records.find(home)
+            if record and self.is_dead(record):
+                found[home] = self.segment.words[record + L.CH_OWNER]
+        return found
+
+    def find_dead_homes(self) -> None:
+        """Note every home whose owner is proven dead: for who looks at everything."""
+        table = self.records.queues.table
+        for record in table.records():
+            if not self.segment.words[record + L.OWNER] and self.is_dead(record):
+                self.dead_homes.add(table.key_of(record, L.EXTENT_CHANNEL))
+
+    def disown(self, owners: dict[str, int]) -> None:
+        """Take homes from their dead owners, once that has been dealt with."""
+        words = self.segment.words
+        for home, owner in owners.items():
+            record = self.records.find(home)
+            if record and words[record + L.CH_OWNER] == owner:
+                self.segment.commit({record + L.CH_OWNER: 0})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from typing import NamedTuple
 
 from . import _fast
@@ -18,9 +18,10 @@ from ._heap import HeapFull
 from ._queues import Popped
 from ._records import DROPS, Records, is_full
 from ._segment import LockBusy, Plan, Segment
-from ._slots import Ring, Slots
+from ._slots import Bells, Slots
 from ._statistics import Counts, Statistics
 from ._throttle import Throttle
+from ._witness import Life
 from .exceptions import ChannelFull
 
 __all__ = ["MANY", "NOTHING", "Letter", "MembersAt", "MessageStore", "Taken"]
@@ -33,6 +34,7 @@ _SWEEP_BUCKETS = 16
 _GROWTH_BUCKETS = 64  # a send that makes a record looks at more than it makes
 _GROWTH_RECORDS = 3
 _PLAN_ROOM = 400  # a plan of this many words is committed before it grows further
+_FEW = 12  # homes that are left in one plan with what is taken: six words each at most
 
 
 MANY = 40
@@ -70,16 +72,17 @@ NOTHING = Taken("", (), False)
 class MessageStore:
     """Queues, slots and counters of one messages segment."""
 
-    def __init__(self, segment: Segment, ring: Ring, members_at: MembersAt) -> None:
+    def __init__(self, segment: Segment, bells: Bells, members_at: MembersAt) -> None:
         self.segment = segment
         self.records = Records(segment)
         self.queues = self.records.queues
-        self.slots = Slots(self.records, ring)
+        self.slots = Slots(self.records, bells)
         self._fanout = Fanout(self.records, self.slots)
         self._statistics = Statistics(self.records)
         self._members_at = members_at
         self._sends = 0
         self._fulls = Throttle()
+        self.on_dead_homes: Callable[[], None] = lambda: None  # with no lock held
 
     def forget(self) -> None:
         """Drop every remembered offset: the segment was flushed or replaced."""
@@ -120,10 +123,13 @@ class MessageStore:
                 )
             ):
                 self._sends += 1
+                if self.slots.rung:
+                    self._settle()
                 if self.slots.dead or not self._sends % _SWEEP_EVERY:
                     self._tidy_when_free()
                 return
         self.segment.transact(self._send, name, home, body, capacity, now, deadline, by_name)
+        self._settle()
 
     def _send(
         self,
@@ -218,6 +224,7 @@ class MessageStore:
             ChannelFull: one of them has no room; none was queued.
         """
         self.segment.transact(self._send_many, letters)
+        self._settle()
 
     def _send_many(self, letters: Sequence[Letter]) -> None:
         now = time.monotonic_ns()
@@ -263,7 +270,9 @@ class MessageStore:
         Returns:
             Homes whose process has died, and what was skipped because it is full.
         """
-        return self.segment.transact(self._send_group, message)
+        result = self.segment.transact(self._send_group, message)
+        self._settle()
+        return result
 
     def _send_group(self, message: GroupMessage) -> tuple[list[str], list[Drop]]:
         result = self._fanout.send(message)
@@ -288,7 +297,14 @@ class MessageStore:
         try:
             self.segment.transact(self._reap_and_sweep)
         except LockBusy:
-            pass  # the next sender does it
+            return  # the next sender does it
+        self._settle()
+
+    def _settle(self) -> None:
+        """Do what may be due after a ring, now that no lock is held."""
+        self.slots.settle()
+        if self.slots.dead_homes:
+            self.on_dead_homes()
 
     def _reap_and_sweep(self) -> None:
         self.slots.reap_dead()
@@ -338,7 +354,7 @@ class MessageStore:
         *,
         slot: int | None = None,
         token: int = 0,
-        leave: Iterable[str] = (),
+        leave: Collection[str] = (),
         stay: bool = False,
         limit: int = 1,
         wanted: Container[str] = (),
@@ -348,21 +364,24 @@ class MessageStore:
         Args:
             homes: queues, in the order to look at them.
             slot: the loop to park; ``None`` does not park.
-            token: that loop's token.
+            token: of its process.
             leave: homes to take the loop's parked bit back from when a message is returned.
             stay: park on the home that gave the messages if it is empty now and not left.
             limit: how many messages a process-specific home may give at once; others give one.
             wanted: full names somebody waits for; a message of another name stays counted
                 in its leaf until ``credit``.
         """
-        return self.segment.transact(self._take, homes, slot, token, leave, stay, limit, wanted)
+        taken = self.segment.transact(self._take, homes, slot, token, leave, stay, limit, wanted)
+        if self.slots.rung:
+            self.slots.settle()
+        return taken
 
     def _take(
         self,
         homes: Sequence[str],
         slot: int | None,
         token: int,
-        leave: Iterable[str],
+        leave: Collection[str],
         stay: bool,
         limit: int,
         wanted: Container[str],
@@ -371,16 +390,20 @@ class MessageStore:
         for home in homes:
             record = self.records.find(home)
             while record and words[record + L.CH_SENT] != words[record + L.CH_TAKEN]:
+                few = leave
+                if slot is not None and len(leave) > _FEW:  # before anything is planned: it commits
+                    self.slots.leave_many(slot, [other for other in leave if other != home])
+                    few = [home] if home in leave else []
                 plan = Plan(words)
                 many = limit if home[-1] == "!" else 1
                 popped = self._pop_some(plan, record, home, many, wanted)
                 more = plan[record + L.CH_SENT] != plan[record + L.CH_TAKEN]
                 if popped and slot is not None:
-                    if leave:
-                        self.slots.leave(plan, slot, leave)
+                    if few:
+                        self.slots.leave(plan, slot, few)
                     if stay and not more and home not in leave:
                         plan[record + L.CH_PARKED + (slot >> 6)] |= 1 << (slot & 63)
-                if plan:  # leaving hundreds of channels commits on the way
+                if plan:
                     self.segment.commit(plan)
                 if popped:
                     self.slots.reap_dead()
@@ -510,6 +533,22 @@ class MessageStore:
         """Return how many messages wait in a home."""
         return self.segment.transact(self.records.depth, home)
 
+    def have_dead_owner(self, homes: Sequence[str]) -> bool:
+        """Whether the owner of one of these homes is proven dead: to be proven under the lock.
+
+        Without the lock as far as this process knows their records.
+        """
+        words = self.segment.words
+        ask = self.slots.ask
+        for home in homes:
+            record, ident = self.records.known.get(home, (0, 0))
+            if words is None or not record or words[record + L.IDENT] != ident:
+                return bool(self.segment.transact(self.slots.owners_of_dead, homes))
+            owner = words[record + L.CH_OWNER]
+            if owner and ask(owner) is Life.DEAD:
+                return True
+        return False
+
     def epoch(self) -> int:
         """Return the number a flush changes; read without the lock."""
         words = self.segment.words
@@ -537,10 +576,10 @@ class MessageStore:
             token = words[base + L.SLOT_TOKEN]
             if not token:
                 continue
-            if self.slots.ring(slot, token):
-                plan[base + L.SLOT_HINT] = L.HINT_MANY
-            else:
+            if self.slots.ring(slot, token, words[base + L.SLOT_PROCESS]) is Life.DEAD:
                 plan[base + L.SLOT_TOKEN] = 0
+            else:
+                plan[base + L.SLOT_HINT] = L.HINT_MANY
         self.segment.commit(plan, L.LOG_RESET)
 
     def statistics(self) -> Counts:

@@ -206,9 +206,8 @@ class Messages:
         sent, taken = fields[L.CH_SENT - L.IDENT], fields[L.CH_TAKEN - L.IDENT]
         expired = fields[L.CH_EXPIRED - L.IDENT]
         masks = fields[L.CH_PARKED - L.IDENT : L.CH_FULL - L.IDENT]
-        token = fields[L.CH_LOOP - L.IDENT]
-        slot = token & (L.SLOT_COUNT - 1)
-        owns = token and not token & L.ANCHOR and self.slots[L.SLOT_WORDS * slot] == token
+        parked = tuple(_bits(masks)) if any(masks) else ()
+        owner = fields[L.CH_OWNER - L.IDENT]
         return Channel(
             name=name,
             depth=sent - taken,
@@ -217,10 +216,18 @@ class Messages:
             expired=expired,
             full=fields[L.CH_FULL - L.IDENT],
             oldest_age_s=max(0, self.taken_ns - head_sent_ns) / 1e9 if head_sent_ns else 0.0,
-            parked=tuple(_bits(masks)) if any(masks) else (),
-            loop=slot if owns else None,
+            parked=parked,
+            loop=self._slot_of(owner, parked) if owner else None,
             leaves=leaves,
         )
+
+    def _slot_of(self, process: int, parked: tuple[int, ...]) -> int | None:
+        """Return the slot of a process's loop, of one that is parked rather."""
+        for slot in (*parked, *range(L.SLOT_COUNT)):
+            base = L.SLOT_WORDS * slot
+            if self.slots[base + L.SLOT_PROCESS] == process and self.slots[base + L.SLOT_TOKEN]:
+                return int(slot)
+        return None
 
     def totals(self, channels: list[Channel]) -> Totals:
         """Return the counts of the header and of the living records together."""
@@ -250,7 +257,8 @@ class Messages:
             if token:
                 pid, since = self.slots[base + L.SLOT_PID], self.slots[base + L.SLOT_SINCE]
                 names = tuple(sorted(parked_on.get(slot, ())))
-                loops.append(Loop(slot, token, pid, since / 1e9, names))
+                process = self.slots[base + L.SLOT_PROCESS]
+                loops.append(Loop(slot, token, pid, since / 1e9, names, process))
         return loops
 
 

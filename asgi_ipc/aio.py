@@ -458,6 +458,14 @@ class AsyncIPCChannelLayer:
             site.open()
         elif time.monotonic_ns() > site.watch_at_ns:
             site.watch()
+        if home is not name:
+            # Who joins a home after its owner's death is to stay: the others are dropped first.
+            try:
+                is_dead = site.messages.have_dead_owner((home,))
+            except LockBusy:
+                is_dead = await self._run(site.messages.have_dead_owner, (home,))
+            if is_dead:
+                await self._run(site.drop_dead_homes, (home,))
         try:
             site.groups.add(group, home, name, self._group_expiry_ns)
         except LockBusy:
@@ -536,9 +544,8 @@ class AsyncIPCChannelLayer:
             dead, drops = site.messages.send_group(addressed)
         except LockBusy:
             dead, drops = await self._run(site.messages.send_group, addressed)
-        for home in dead:
-            while await self._run(site.groups.drop_home, group, home):
-                pass
+        if dead:
+            await self._run(site.drop_dead_homes, dead)
         if drops:
             self._report_drops(drops)
 
@@ -576,7 +583,13 @@ class AsyncIPCChannelLayer:
             InvalidName: (``TypeError``) the name.
         """
         check_group(group)
-        return await self._run(self._site.groups.channels, group)
+        names = await self._run(self._site.groups.channels, group)
+        homes = tuple({home_of(name) for name in names if "!" in name})
+        is_dead: bool = bool(homes) and await self._run(self._site.messages.have_dead_owner, homes)
+        if is_dead:
+            await self._run(self._site.drop_dead_homes, homes)
+            names = await self._run(self._site.groups.channels, group)
+        return names
 
     async def group_count(self, group: str) -> int:
         """Return how many members a group has.

@@ -27,12 +27,14 @@ from asgi_ipc._bell import (
     new_bell,
     ring,
 )
+from asgi_ipc._witness import Life, Witness
 from asgi_ipc.exceptions import SegmentPermission
 
 if TYPE_CHECKING:
     from tests.conftest import Child
 
 SLOT = 3
+ALIVE, DEAD, UNKNOWN = Life.ALIVE, Life.DEAD, Life.UNKNOWN
 KINDS = [EventBell, PipeBell] if hasattr(os, "eventfd") else [PipeBell]
 
 
@@ -41,6 +43,8 @@ class House:
 
     def __init__(self, directory: str, kind: type[Bell]) -> None:
         self.random = secrets.randbits(48) | 1
+        self.witness = Witness(directory, 0o600)
+        self.process = self.witness.take()
         self.token = self.random << 8 | SLOT
         self.bell = kind()
         self.door = Door(directory, self.random, 0o600, self.bell)
@@ -53,10 +57,19 @@ class House:
         """Whether somebody waits at the door."""
         return bool(select.select([self.door.listener], [], [], 0)[0])
 
+    def ring(self, ringer: Ringer) -> Life:
+        """Be rung."""
+        return ringer.ring(SLOT, self.token, self.process)
+
+    def heard(self, ringer: Ringer) -> Life:
+        """Be asked for."""
+        return ringer.heard(SLOT, self.token, self.process)
+
     def close(self) -> None:
         """Close both."""
         self.door.close()
         self.bell.close()
+        self.witness.close()
 
 
 @pytest.fixture
@@ -81,9 +94,15 @@ def house(directory: str, kind: type[Bell]) -> Iterator[House]:
 
 @pytest.fixture
 def ringer(directory: str) -> Iterator[Ringer]:
-    made = Ringer(directory)
+    made = new_ringer(directory)
     yield made
     made.close()
+    made._witness.close()
+
+
+def new_ringer(directory: str) -> Ringer:
+    """One as every process has."""
+    return Ringer(directory, Witness(directory, 0o600), 0o600)
 
 
 def test_rings_add_up_to_one_and_are_drained_at_once(kind: type[Bell]) -> None:
@@ -119,7 +138,7 @@ def test_the_best_bell_is_an_eventfd() -> None:
 
 def test_the_connection_is_the_first_ring(house: House, ringer: Ringer) -> None:
     """Before the bell has been handed over a ring is a visitor at the door."""
-    assert ringer.ring(SLOT, house.token)
+    assert house.ring(ringer) is ALIVE
     assert house.is_knocked_at()
     assert not house.is_rung()
     assert house.door.answer()
@@ -128,10 +147,10 @@ def test_the_connection_is_the_first_ring(house: House, ringer: Ringer) -> None:
 
 def test_from_then_on_a_ring_is_one_write(house: House, ringer: Ringer) -> None:
     """The second ring uses the descriptor that the first one was answered with."""
-    ringer.ring(SLOT, house.token)
+    house.ring(ringer)
     house.door.answer()
     for _ in range(3):
-        assert ringer.ring(SLOT, house.token)
+        assert house.ring(ringer) is ALIVE
         assert house.is_rung()
         assert not house.is_knocked_at()
         house.bell.drain()
@@ -140,26 +159,26 @@ def test_from_then_on_a_ring_is_one_write(house: House, ringer: Ringer) -> None:
 def test_rings_before_the_answer_are_one_visitor(house: House, ringer: Ringer) -> None:
     """Ringing again while the door is unanswered adds nothing and loses nothing."""
     for _ in range(100):
-        assert ringer.ring(SLOT, house.token)
+        assert house.ring(ringer) is ALIVE
     assert house.door.answer()
     assert not house.door.answer()
-    assert ringer.ring(SLOT, house.token)
+    assert house.ring(ringer) is ALIVE
     assert house.is_rung()
 
 
 def test_many_visitors_are_answered_at_once(house: House, directory: str) -> None:
     """Each gets the bell."""
-    ringers = [Ringer(directory) for _ in range(100)]
+    ringers = [new_ringer(directory) for _ in range(100)]
     for one in ringers:
-        assert one.ring(SLOT, house.token)
+        assert house.ring(one) is ALIVE
     assert house.door.answer()
     for one in ringers:
-        assert one.ring(SLOT, house.token)
+        assert house.ring(one) is ALIVE
         assert house.is_rung()
         house.bell.drain()
         one.close()
-    another = Ringer(directory)
-    another.ring(SLOT, house.token)
+    another = new_ringer(directory)
+    house.ring(another)
     house.door.answer()  # notices that the others are gone
     assert len(house.door._guests) == 1
     another.close()
@@ -167,73 +186,91 @@ def test_many_visitors_are_answered_at_once(house: House, directory: str) -> Non
 
 def test_more_visitors_than_can_wait_are_rings_enough(house: House, directory: str) -> None:
     """When the queue at the door is full nobody is taken for dead and nobody blocks."""
-    ringers = [Ringer(directory) for _ in range(700)]
+    ringers = [new_ringer(directory) for _ in range(700)]
     try:
-        assert all(one.ring(SLOT, house.token) for one in ringers)
+        assert all(house.ring(one) is ALIVE for one in ringers)
         assert house.door.answer()
     finally:
         for one in ringers:
             one.close()
 
 
-def test_a_closed_door_means_dead(house: House, ringer: Ringer) -> None:
-    """Both for who has never rung there and for who has the bell already."""
-    ringer.ring(SLOT, house.token)
+def test_a_closed_door_says_nothing_of_its_process(house: House, ringer: Ringer) -> None:
+    """The loop is gone, its process is not: another is to be rung as well, nobody is reaped."""
+    house.ring(ringer)
     house.door.answer()
-    ringer.ring(SLOT, house.token)
+    house.ring(ringer)
+    assert house.heard(ringer) is ALIVE
     house.door.close()
-    assert _ring_until_false(ringer, house.token)
-    assert not ringer.ring(SLOT, house.token)
+    assert house.ring(ringer) is ALIVE  # its bell is there
+    assert house.heard(ringer) is UNKNOWN
+    assert house.ring(ringer) is UNKNOWN
 
 
-def _ring_until_false(ringer: Ringer, token: int) -> bool:
-    """A peer is asked whether it lives once a millisecond, not at every ring."""
-    return any(not ringer.ring(SLOT, token) for _ in range(1_000_000))
-
-
-def test_an_unanswered_door_that_closes_means_dead(house: House, ringer: Ringer) -> None:
-    """Killed before it could answer."""
-    assert ringer.ring(SLOT, house.token)
+def test_an_unanswered_door_that_closes_says_nothing(house: House, ringer: Ringer) -> None:
+    """Whoever closed it may live."""
+    assert house.ring(ringer) is ALIVE
     house.door.close()
-    assert not ringer.ring(SLOT, house.token)
+    assert house.ring(ringer) is UNKNOWN
 
 
-def test_a_door_that_was_never_there_means_dead(ringer: Ringer) -> None:
-    """A token of a process that died long ago."""
-    assert not ringer.ring(SLOT, 12345 << 8 | SLOT)
+def test_who_has_given_its_byte_back_is_dead(house: House, ringer: Ringer) -> None:
+    """However well its door answers; the door's name is removed by who reaps it."""
+    house.ring(ringer)
+    house.door.answer()
+    house.ring(ringer)
+    house.witness.close()
+    assert house.ring(ringer) is ALIVE  # it was rung
+    assert house.heard(ringer) is DEAD
+    ringer.forget(SLOT, house.token)
+    assert not os.path.exists(house.door.path)
+    assert house.ring(ringer) is DEAD
+
+
+def test_a_token_of_another_file_cannot_be_told(house: House, ringer: Ringer) -> None:
+    """The directory was cleaned up: who has died long ago is neither dead nor alive."""
+    stranger = house.process ^ 1 << 50
+    assert ringer.ring(SLOT, 12345 << 8 | SLOT, stranger) is UNKNOWN
+    house.ring(ringer)
+    house.door.answer()
+    assert ringer.ring(SLOT, house.token, stranger) is UNKNOWN  # although it was rung
+    assert house.is_rung()
 
 
 def test_a_killed_owner_is_noticed(
     start: Callable[..., Child], ringer: Ringer, kind: type[Bell]
 ) -> None:
-    """SIGKILL leaves the socket's name behind; the kernel tells all the same."""
+    """At the first ring after it, although the last thing it said was its bell."""
     child = start(
         f"""
 import asgi_ipc._bell as module
+from asgi_ipc._witness import Witness
 bell = module.{kind.__name__}()
-door = module.Door(module.bells_directory(PREFIX), 77, 0o600, bell)
+directory = module.bells_directory(PREFIX)
+witness = Witness(directory, 0o600)
+say(witness.take())
+door = module.Door(directory, 77, 0o600, bell)
 import select
 say("open")
 select.select([door.listener], [], [])
 door.answer()
 say("answered")
-select.select([bell.read_fd], [], [])
-bell.drain()
-say("rung")
 sys.stdin.readline()
 """
     )
+    process = int(child.line())
     child.expect("open")
     token = 77 << 8 | SLOT
-    assert ringer.ring(SLOT, token)
+    assert ringer.ring(SLOT, token, process) is ALIVE
     child.expect("answered")
-    assert ringer.ring(SLOT, token)
-    child.expect("rung")
     child.signal(signal.SIGSTOP)
     child.wait_for_state("T")
-    assert ringer.ring(SLOT, token)  # merely stopped
+    assert ringer.ring(SLOT, token, process) is ALIVE
+    assert ringer.heard(SLOT, token, process) is ALIVE  # merely stopped
     child.kill()
-    assert _ring_until_false(ringer, token)
+    assert ringer.heard(SLOT, token, process) is DEAD
+    ringer.forget(SLOT, token)
+    assert ringer.ring(SLOT, token, process) is DEAD
 
 
 def test_a_slot_with_a_new_owner_is_rung_at_its_own_door(
@@ -241,9 +278,9 @@ def test_a_slot_with_a_new_owner_is_rung_at_its_own_door(
 ) -> None:
     """The bell of the last owner is let go."""
     old, new = House(directory, kind), House(directory, kind)
-    ringer.ring(SLOT, old.token)
+    old.ring(ringer)
     old.door.answer()
-    assert ringer.ring(SLOT, new.token)
+    assert new.ring(ringer) is ALIVE
     assert new.is_knocked_at()
     assert not old.is_rung()
     old.close()
@@ -259,7 +296,7 @@ def test_a_loop_of_this_process_is_rung_without_a_door(ringer: Ringer) -> None:
         return len(calls) < 3
 
     ringer.own[42] = own
-    assert [ringer.ring(SLOT, 42) for _ in range(3)] == [True, True, False]
+    assert [ringer.ring(SLOT, 42, 0) for _ in range(3)] == [ALIVE, ALIVE, DEAD]
 
 
 def test_the_directory_is_private(directory: str) -> None:
@@ -330,9 +367,9 @@ say(socket.recv_fds(sock, 1, 1)[:2])
 
 def test_descriptors_do_not_leak_to_programs_started(house: House, ringer: Ringer) -> None:
     """Bells, doors and connections are closed on exec."""
-    ringer.ring(SLOT, house.token)
+    house.ring(ringer)
     house.door.answer()
-    ringer.ring(SLOT, house.token)
+    house.ring(ringer)
     for fd in range(3, 200):
         try:
             link = os.readlink(f"/proc/self/fd/{fd}")
@@ -364,8 +401,8 @@ def no_descriptor_left() -> Iterator[None]:
 def test_out_of_descriptors_the_ringer_does_not_fail(house: House, ringer: Ringer) -> None:
     """A send that cannot open a connection is still a send: it calls all who wait."""
     with no_descriptor_left():
-        assert ringer.ring(SLOT, house.token)
-    assert ringer.ring(SLOT, house.token)
+        assert house.ring(ringer) is UNKNOWN
+    assert house.ring(ringer) is ALIVE
     assert house.is_knocked_at()
 
 
@@ -374,32 +411,32 @@ def test_who_cannot_be_reached_is_called_in_another_way(tmp_path: Path) -> None:
     not_a_directory = tmp_path / "file"
     not_a_directory.touch()
     calls: list[str] = []
-    ringer = Ringer(str(not_a_directory))
+    ringer = new_ringer(str(not_a_directory))
     ringer.call_all = lambda: calls.append("all")
-    assert ringer.ring(SLOT, 1 << 8 | SLOT)
+    assert ringer.ring(SLOT, 1 << 8 | SLOT, 1) is UNKNOWN
     assert calls == ["all"]
     ringer.close()
 
 
 def test_a_bell_that_could_not_be_received_is_asked_for_again(house: House, ringer: Ringer) -> None:
     """A descriptor that the kernel dropped for want of room is not waited for for ever."""
-    ringer.ring(SLOT, house.token)
+    house.ring(ringer)
     house.door.answer()
     with no_descriptor_left():
-        ringer.ring(SLOT, house.token)
+        house.ring(ringer)
     for _ in range(2):
-        assert ringer.ring(SLOT, house.token)
+        assert house.ring(ringer) is ALIVE
     assert house.is_rung() or house.is_knocked_at()
 
 
 def test_an_owner_out_of_descriptors_keeps_its_visitors(house: House, ringer: Ringer) -> None:
     """They wait at the door and are answered later."""
-    assert ringer.ring(SLOT, house.token)
+    assert house.ring(ringer) is ALIVE
     with no_descriptor_left():
         house.door.answer()
     assert house.is_knocked_at()
     assert house.door.answer()
-    assert ringer.ring(SLOT, house.token)
+    assert house.ring(ringer) is ALIVE
     assert house.is_rung()
 
 
@@ -407,8 +444,9 @@ def test_closing_a_door_removes_its_name(directory: str, kind: type[Bell]) -> No
     """Nothing is left in the directory, also when it was removed meanwhile."""
     first, second = House(directory, kind), House(directory, kind)
     first.close()
-    assert os.listdir(directory) == [os.path.basename(second.door.path)]
+    assert set(os.listdir(directory)) == {"alive", os.path.basename(second.door.path)}
     os.unlink(second.door.path)
+    os.unlink(second.witness.path)
     os.rmdir(directory)
     second.close()
 

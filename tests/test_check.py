@@ -14,6 +14,8 @@ from asgi_ipc._membership import GroupStore
 from asgi_ipc._segment import Segment
 from asgi_ipc._store import MessageStore
 
+from .bells import WrittenBells
+
 HOUR_NS = 3600 * 1_000_000_000
 
 
@@ -24,9 +26,9 @@ class Site:
         self.messages = attach(f"/{prefix}-messages", L.KIND_MESSAGES)
         self.groups = attach(f"/{prefix}-groups", L.KIND_GROUPS)
         groups = GroupStore(self.groups)
-        store = MessageStore(self.messages, lambda slot, token: True, groups.members_at)
-        slot, token = store.slots.claim(7)
-        store.take(["waited.for"], slot=slot, token=token)
+        store = MessageStore(self.messages, WrittenBells(), groups.members_at)
+        slot, _ = store.slots.claim(7, process=77)
+        store.take(["waited.for"], slot=slot, token=77)
         for size in (20, 20, 300, 5000):
             store.send("queue", "queue", bytes(size), 100, HOUR_NS, True)
         for name in ("home!x", "home!x", "home!y"):
@@ -226,7 +228,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "expired": (channel_word(L.CH_EXPIRED, lambda v: v + 9), "sent and"),
     "head": (channel_word(L.CH_HEAD, lambda v: v + 4), "message 1 of 2"),
     "tail": (channel_word(L.CH_TAIL, lambda v: v + 4), "and its tail says otherwise"),
-    "loop": (channel_word(L.CH_LOOP, lambda _: 1), "belongs to a loop"),
+    "process": (channel_word(L.CH_OWNER, lambda _: 1), "belongs to a process"),
     "leaves": (channel_word(L.CH_LEAVES, lambda v: v + 1, of="home!"), "miscounts its"),
     "leaf parked": (channel_word(L.CH_PARKED, lambda _: 1, of="home!x"), "is parked on"),
     "leaf count": (channel_word(L.CH_SENT, lambda _: 1, of="home!x"), "that are queued"),

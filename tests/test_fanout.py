@@ -16,6 +16,7 @@ from asgi_ipc._store import MessageStore
 from asgi_ipc.exceptions import ChannelFull
 from asgi_ipc.names import home_of
 
+from .bells import WrittenBells
 from .twins import Twin
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ class Site(Twin):
 
     def __init__(self, name: str, size: int, *, straight: bool) -> None:
         super().__init__(name, L.KIND_MESSAGES, size)
-        self.rings: list[tuple[int, int]] = []
-        self.dead: set[int] = set()
-        self.stores = [MessageStore(one, self._ring, lambda *_: ["m"]) for one in self.segments]
+        self.bells = WrittenBells()
+        self.rings = self.bells.rings
+        self.stores = [MessageStore(one, self.bells, lambda *_: ["m"]) for one in self.segments]
         self.ways: Counter[bool] = Counter()
         for store in self.stores:
             self._watch(store._fanout, straight)
@@ -63,10 +64,6 @@ class Site(Twin):
             return dead
 
         fanout._send_straight = send_straight  # type: ignore[method-assign]
-
-    def _ring(self, slot: int, token: int) -> bool:
-        self.rings.append((slot, token))
-        return slot not in self.dead
 
     def stock(self, message: GroupMessage) -> None:
         """Have memory in stock: each way asks for it at another moment."""
@@ -109,7 +106,9 @@ def do_something(twin: Site, dice: random.Random) -> object:
     store = twin.stores[int(dice.random() < 0.2)]
     home = dice.choice((*HOMES, "normal"))
     slot = dice.randrange(SLOTS)
-    token = twin.segments[0].words[L.SLOTS + L.SLOT_WORDS * slot]
+    base = L.SLOTS + L.SLOT_WORDS * slot
+    token = twin.segments[0].words[base + L.SLOT_TOKEN]
+    process = twin.segments[0].words[base + L.SLOT_PROCESS]
     what = dice.random()
     if what < 0.15:
         name = home + "m" * (home[-1] == "!")
@@ -121,15 +120,14 @@ def do_something(twin: Site, dice: random.Random) -> object:
     elif what < 0.65:
         return store.take([home], limit=dice.choice((1, 64)))
     elif what < 0.92:
-        return store.take([home], slot=slot, token=token) if token else None
+        return store.take([home], slot=slot, token=process) if token else None
     elif what < 0.94 and token:
         store.slots.withdraw(slot, HOMES)
     elif what < 0.96:
-        twin.dead.add(slot)
+        twin.bells.dead.add(process)
     elif what < 0.99:
-        twin.dead.discard(slot)
-        random_token = dice.getrandbits(40)
-        return None if token else store.slots.claim(random_token)
+        number = dice.getrandbits(40)
+        return None if token else store.slots.claim(number, process=number)
     elif what < 0.993:
         store.flush()
     return None

@@ -15,7 +15,7 @@ import asgi_ipc
 # A module may import from rooms above its own line in this list, never from its own or below.
 ROOMS = [
     {"exceptions", "_layout", "_own"},
-    {"_scratch", "_spin", "_throttle"},
+    {"_scratch", "_spin", "_throttle", "_witness"},
     {"names", "capacity", "_codec", "_blocking", "_opening"},
     {"_segment"},
     {"_heap", "_check"},

@@ -188,15 +188,16 @@ def test_expired_members_are_reclaimed_without_being_asked_for(
 
 
 def test_the_home_of_a_dead_process_is_dropped(groups: Groups) -> None:
-    """Its members go in bounded steps; the others stay."""
-    for number in range(100):
-        groups.add("g", f"dead!{number}")
-    groups.add("g", "live!x")
-    while groups.store.drop_home("g", "dead!"):
-        pass
-    assert groups.members("g") == ["live!x"]
-    assert not groups.store.drop_home("g", "dead!")
-    assert not groups.store.drop_home("nothing", "dead!")
+    """Its members go from all groups; the others stay, and whoever has joined it since."""
+    for number in range(400):
+        groups.add(f"g{number % 3}", f"dead!{number}")
+    groups.add("g0", "live!x")
+    version = groups.store.version()
+    groups.add("g1", "dead!new")
+    for _ in range(2):
+        groups.store.drop_homes({"dead!"}, version)
+        found = [groups.members(f"g{number}") for number in range(3)]
+        assert found == [["live!x"], ["dead!new"], []]
 
 
 def test_a_full_memory_is_refused_with_the_remedy(make_groups: MakeGroups) -> None:

@@ -14,8 +14,11 @@ from asgi_ipc._check import check_messages
 from asgi_ipc._fanout import Envelope, GroupMessage
 from asgi_ipc._segment import Plan, Segment
 from asgi_ipc._store import MessageStore, Taken
+from asgi_ipc._witness import Life
 from asgi_ipc.exceptions import ChannelFull, SegmentCorrupt, TooManyLoops
 from asgi_ipc.names import home_of
+
+from .bells import WrittenBells
 
 if TYPE_CHECKING:
     from tests.conftest import Clock
@@ -27,15 +30,24 @@ class Store:
     """A store whose rings are written down, with short ways to send and take."""
 
     def __init__(self, name: str, size: int, members: dict[tuple[str, str], list[str]]) -> None:
-        self.rings: list[tuple[int, int]] = []
-        self.dead: set[int] = set()
+        self.bells = WrittenBells()
+        self.rings = self.bells.rings
         self.members = members
         self.segment = Segment(name, L.KIND_MESSAGES, size, mode=0o600, lock_timeout=10.0)
-        self.store = MessageStore(self.segment, self._ring, self._members_at)
+        self.store = MessageStore(self.segment, self.bells, self._members_at)
 
-    def _ring(self, slot: int, token: int) -> bool:
-        self.rings.append((slot, token))
-        return slot not in self.dead
+    def claim(self, number: int) -> tuple[int, int]:
+        """Begin to receive, as a process of its own; return slot and token."""
+        return self.store.slots.claim(number, process=number)
+
+    def kill(self, slot: int) -> None:
+        """Let the process of a slot be dead."""
+        self.bells.dead.add(self.process(slot))
+
+    def process(self, slot: int) -> int:
+        """Return the token of a slot's process."""
+        process: int = self.segment.words[L.SLOTS + L.SLOT_WORDS * slot + L.SLOT_PROCESS]
+        return process
 
     def _members_at(self, group: str, home: str, version: int) -> list[str]:
         return self.members.get((group, home), [])
@@ -65,7 +77,7 @@ class Store:
 
     def park(self, slot: int, *homes: str) -> None:
         """Park a loop on homes that are empty."""
-        assert not self.take(*homes, slot=slot, token=self.token(slot)).messages
+        assert not self.take(*homes, slot=slot, token=self.process(slot)).messages
 
     def token(self, slot: int) -> int:
         """Return the token of a slot."""
@@ -274,7 +286,7 @@ def test_abandoned_channels_cost_bounded_memory(make_store: MakeStore, clock: Cl
 
 def test_idle_records_are_forgotten_and_busy_ones_kept(store: Store, clock: Clock) -> None:
     """An empty channel keeps its counters for a minute, one with a parked loop for ever."""
-    slot, _ = store.store.slots.claim(1)
+    slot, _ = store.claim(1)
     store.park(slot, "parked")
     store.send("idle")
     store.bodies("idle")
@@ -336,7 +348,7 @@ def test_the_largest_message_fits_again_after_everything_was_read(store: Store) 
 
 def test_a_send_rings_one_parked_loop_and_unparks_it(store: Store) -> None:
     """Of several parked loops one is rung for each message, in turn."""
-    slots = [store.store.slots.claim(number + 1)[0] for number in range(3)]
+    slots = [store.claim(number + 1)[0] for number in range(3)]
     for slot in slots:
         store.park(slot, "c")
     for _ in range(3):
@@ -348,7 +360,7 @@ def test_a_send_rings_one_parked_loop_and_unparks_it(store: Store) -> None:
 
 def test_nobody_is_rung_for_another_channel(store: Store) -> None:
     """A loop parked on one channel sleeps through sends to others."""
-    slot, _ = store.store.slots.claim(1)
+    slot, _ = store.claim(1)
     store.park(slot, "c")
     store.send("d")
     assert store.rings == []
@@ -356,7 +368,7 @@ def test_nobody_is_rung_for_another_channel(store: Store) -> None:
 
 def test_rings_are_spread_over_the_parked(store: Store) -> None:
     """Loops that park again at once take turns."""
-    slots = [store.store.slots.claim(number + 1)[0] for number in range(4)]
+    slots = [store.claim(number + 1)[0] for number in range(4)]
     for slot in slots:
         store.park(slot, "c")
     for _ in range(40):
@@ -369,14 +381,14 @@ def test_rings_are_spread_over_the_parked(store: Store) -> None:
 
 def test_the_ring_comes_before_the_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the moment of the ring the message is not in the queue yet: SYNC POINT "wake"."""
-    slot, _ = store.store.slots.claim(1)
+    slot, _ = store.claim(1)
     depths: list[int] = []
 
-    def ring(*_: int) -> bool:
+    def ring(*_: int) -> Life:
         record = store.store.queues.find_channel(_plan(store), "c")
         words = store.segment.words
         depths.append(words[record + L.CH_SENT] - words[record + L.CH_TAKEN])
-        return True
+        return Life.ALIVE
 
     monkeypatch.setattr(store.store.slots, "ring", ring)
     for _ in range(3):
@@ -392,10 +404,10 @@ def _plan(store: Store) -> Plan:
 
 def test_a_dead_loop_is_passed_over_and_reaped(store: Store) -> None:
     """When a ring finds nobody the next parked loop is rung, and the slot is free again."""
-    dead, living = store.store.slots.claim(1)[0], store.store.slots.claim(2)[0]
+    dead, living = store.claim(1)[0], store.claim(2)[0]
     store.park(dead, "c", "d")
     store.park(living, "c", "d")
-    store.dead.add(dead)
+    store.kill(dead)
     for _ in range(2):
         store.send("c")
         store.bodies("c")
@@ -408,22 +420,22 @@ def test_a_dead_loop_is_passed_over_and_reaped(store: Store) -> None:
 
 def test_a_reaped_loops_messages_ring_somebody_else(store: Store) -> None:
     """What a dead loop was rung for and never took is offered to another parked loop."""
-    dead, living = store.store.slots.claim(1)[0], store.store.slots.claim(2)[0]
+    dead, living = store.claim(1)[0], store.claim(2)[0]
     store.park(dead, "c", "d")
     store.send("c")  # rings it; then it dies
     assert [slot for slot, _ in store.rings] == [dead]
-    store.segment.transact(store.store.slots.park, "c", living, store.token(living))
-    store.dead.add(dead)
+    store.segment.transact(store.store.slots.park, "c", living, store.process(living))
+    store.kill(dead)
     store.send("d")
     assert living in [slot for slot, _ in store.rings]
 
 
 def test_withdrawing_passes_an_unanswered_ring_on(store: Store) -> None:
     """A rung loop that no longer wants the message lets another one know."""
-    first, second = (store.store.slots.claim(number)[0] for number in (1, 2))
+    first, second = (store.claim(number)[0] for number in (1, 2))
     store.park(first, "c")
     store.send("c")
-    store.segment.transact(store.store.slots.park, "c", second, store.token(second))
+    store.segment.transact(store.store.slots.park, "c", second, store.process(second))
     store.rings.clear()
     store.store.slots.withdraw(first, ["c"])
     assert [slot for slot, _ in store.rings] == [second]
@@ -431,7 +443,7 @@ def test_withdrawing_passes_an_unanswered_ring_on(store: Store) -> None:
 
 def test_withdrawing_unparks(store: Store) -> None:
     """A loop that took its bit back is not rung."""
-    slot, _ = store.store.slots.claim(1)
+    slot, _ = store.claim(1)
     store.park(slot, "c", "d")
     store.store.slots.withdraw(slot, ["c", "d", "unknown"])
     store.send("c")
@@ -440,7 +452,7 @@ def test_withdrawing_unparks(store: Store) -> None:
 
 def test_taking_leaves_the_other_channels(store: Store) -> None:
     """A receive that got its message is parked nowhere, unless it asked to stay."""
-    slot, token = store.store.slots.claim(1)
+    slot, token = store.claim(1)
     store.park(slot, "c", "d")
     store.send("c")
     store.rings.clear()
@@ -456,7 +468,7 @@ def test_taking_leaves_the_other_channels(store: Store) -> None:
 
 def test_leaving_hundreds_of_channels_takes_the_message(store: Store) -> None:
     """However many parked bits go with it, and however few are left in the last plan."""
-    slot, token = store.store.slots.claim(1)
+    slot, token = store.claim(1)
     homes = [f"c{number}" for number in range(600)]
     for first_unparked in range(380, 420):
         store.park(slot, *homes)
@@ -470,7 +482,7 @@ def test_leaving_hundreds_of_channels_takes_the_message(store: Store) -> None:
 
 def test_a_look_tells_the_depths_and_parks_on_the_rest(store: Store) -> None:
     """A rung loop learns which channels have how much, in one transaction."""
-    slot, token = store.store.slots.claim(1)
+    slot, token = store.claim(1)
     for _ in range(3):
         store.send("c")
     assert store.store.slots.look(slot, token, ["a", "c", "d"], hinted=False) == [("c", 3)]
@@ -483,31 +495,32 @@ def test_a_look_tells_the_depths_and_parks_on_the_rest(store: Store) -> None:
 
 def test_slots_are_claimed_and_given_back(store: Store) -> None:
     """All slots can be taken; one more is refused; one given back is free."""
-    claimed = [store.store.slots.claim(number + 1) for number in range(L.SLOT_COUNT)]
+    claimed = [store.claim(number + 1) for number in range(L.SLOT_COUNT)]
     assert len({slot for slot, _ in claimed}) == L.SLOT_COUNT
     with pytest.raises(TooManyLoops, match=str(L.SLOT_COUNT)):
-        store.store.slots.claim(999)
+        store.claim(999)
     slot, token = claimed[77]
-    store.store.slots.release(slot, token, [], 0)
-    assert store.store.slots.claim(1000)[0] == slot
+    store.store.slots.release(slot, token, [])
+    assert store.claim(1000)[0] == slot
 
 
 def test_slots_of_the_dead_are_found_when_none_is_free(store: Store) -> None:
     """Before anybody is refused every slot's door is knocked at."""
     for number in range(L.SLOT_COUNT):
-        store.store.slots.claim(number + 1)
-    store.dead.update({5, 9})
-    assert store.store.slots.claim(999)[0] == 5
-    assert store.store.slots.claim(1000)[0] == 9
+        store.claim(number + 1)
+    store.kill(5)
+    store.kill(9)
+    assert store.claim(999)[0] == 5
+    assert store.claim(1000)[0] == 9
 
 
 def test_a_slot_is_only_given_back_by_its_owner(store: Store) -> None:
     """A late release of a slot that was reaped and claimed again does nothing."""
-    slot, token = store.store.slots.claim(1)
-    store.store.slots.release(slot, token, [], 0)
-    again, new_token = store.store.slots.claim(2)
+    slot, token = store.claim(1)
+    store.store.slots.release(slot, token, [])
+    again, new_token = store.claim(2)
     assert again == slot
-    store.store.slots.release(slot, token, [], 0)
+    store.store.slots.release(slot, token, [])
     assert store.token(slot) == new_token
 
 
@@ -604,12 +617,78 @@ def test_full_members_are_skipped_and_counted(store: Store) -> None:
 
 
 def test_a_dead_processs_home_is_reported(store: Store) -> None:
-    """Once its slot is reaped, sending to a member of it says so."""
-    slot, token = store.store.slots.claim(1)
+    """Once its process is proven dead, sending to a member of it says so."""
+    slot, token = store.claim(1)
+    process = store.process(slot)
     store.park(slot, "a!")
     assert send_group(store, [("a!", 1, 1)], []) == ([], 0)
-    store.store.slots.release(slot, token, [], 0)  # dies without having named its homes
+    store.store.slots.release(slot, token, ["a!"])  # its loop ends, and it is still the owner
+    assert send_group(store, [("a!", 1, 1)], ["c"]) == ([], 0)
+    store.bells.unknown.add(process)
+    assert send_group(store, [("a!", 1, 1)], ["c"]) == ([], 0)
+    store.bells.unknown.clear()
+    store.bells.dead.add(process)
     assert send_group(store, [("a!", 1, 1)], ["c"]) == (["a!"], 0)
+    store.segment.transact(store.store.slots.disown, {"a!": process})
+    assert send_group(store, [("a!", 1, 1)], ["c"]) == ([], 0)
+
+
+def test_a_dead_process_parked_on_a_home_is_met_by_the_ring(store: Store) -> None:
+    """Its slot is free, and its home is told of, to have its members dropped."""
+    slot, _ = store.claim(1)
+    store.park(slot, "a!")
+    store.kill(slot)
+    told: list[set[str]] = []
+    store.store.on_dead_homes = lambda: told.append(set(store.store.slots.dead_homes))
+    send_group(store, [("a!", 1, 1)], [])
+    assert told == [{"a!"}]
+    assert store.token(slot) == 0
+
+
+def test_a_home_goes_over_to_who_lives_and_waits_there(store: Store) -> None:
+    """A living owner keeps it; from a dead one the next who parks takes it, members and all."""
+    first, second = store.claim(1)[0], store.claim(2)[0]
+    processes = [store.process(slot) for slot in (first, second)]
+    store.park(first, "a!")
+    store.park(second, "a!")
+
+    def owner() -> int:
+        record = store.store.records.find("a!")
+        return int(store.segment.words[record + L.CH_OWNER])
+
+    def dead() -> list[str]:
+        return list(store.segment.transact(store.store.slots.owners_of_dead, ["a!"]))
+
+    assert owner() == processes[0]
+    store.kill(first)
+    assert dead() == []  # another is parked there
+    store.park(second, "a!")
+    assert owner() == processes[1]
+    assert send_group(store, [("a!", 1, 1)], []) == ([], 0)
+    store.kill(second)
+    assert dead() == ["a!"]
+
+
+def test_whom_nobody_can_tell_of_stays_parked_and_another_is_rung(store: Store) -> None:
+    """Of each message both hear, as long as it is not known whether the first one lives."""
+    slots = [store.claim(number)[0] for number in (1, 2)]
+    for slot in slots:
+        store.park(slot, "c")
+    store.bells.unknown.add(store.process(slots[0]))
+    for _ in range(4):
+        store.rings.clear()
+        store.send("c")
+        assert slots[1] in [slot for slot, _ in store.rings]
+        store.bodies("c")
+        store.park(slots[1], "c")
+    assert store.token(slots[0])
+    store.bells.unknown.clear()
+    for _ in range(2):
+        store.rings.clear()
+        store.send("c")
+        store.bodies("c")
+        store.park(slots[1], "c")
+    assert slots[0] in [slot for slot, _ in store.rings] or store.token(slots[0])
 
 
 def test_a_group_message_that_finds_no_memory_is_skipped(make_store: MakeStore) -> None:
@@ -685,7 +764,7 @@ def test_thousands_of_members_are_more_than_one_plan(store: Store) -> None:
 def test_a_flush_empties_everything_for_everybody(make_store: MakeStore) -> None:
     """Other processes see it at once; parked loops are rung to park again; totals go on."""
     first, second = make_store(), make_store()
-    slot, _ = first.store.slots.claim(1)
+    slot, _ = first.claim(1)
     first.park(slot, "parked")
     for name in ("c", "a!x", "b?y"):
         first.send(name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .. import _layout as L
 from .._bell import bells_directory
+from .._witness import Witness
 from ._probe import is_alive
 from ._processes import Process, Survey, survey
 from ._raw import Raw
@@ -41,6 +42,7 @@ class Case:
         segments: messages and groups, whether they are there or not.
         seen: all processes that have a segment mapped.
         users: those of this site, attached to what the names stand for now.
+        witness: says which of the processes in the slots live.
     """
 
     prefix: str
@@ -52,6 +54,7 @@ class Case:
     doors: Doors
     seen: Survey
     users: list[Process]
+    witness: Witness
 
     @property
     def is_shared(self) -> bool:
@@ -72,6 +75,7 @@ class Case:
         """Let go of the files."""
         for segment in self.segments:
             segment.close()
+        self.witness.close()
 
 
 def open_case(
@@ -97,7 +101,18 @@ def open_case(
     ]
     if user is None:
         user = _likely_user(messages, users)
-    return Case(prefix, mode, user, watch_s, shm, (messages, groups), _look_at(doors), seen, users)
+    return Case(
+        prefix,
+        mode,
+        user,
+        watch_s,
+        shm,
+        (messages, groups),
+        _look_at(doors),
+        seen,
+        users,
+        Witness(doors, mode),
+    )
 
 
 def _likely_user(messages: Raw, users: list[Process]) -> int:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from .. import _layout as L
 from .._image import Image, LockHeld
 from .._inspect import Channel, Inspector, Memory, Reading
+from .._witness import Life
 from ..exceptions import SegmentCorrupt, SegmentError
 from ._case import Case
 from ._finding import Finding, Number, count, error, mib, ok, warning
-from ._loops import token_is_alive
 from ._processes import command_of
 
 __all__ = ["check_clock", "check_content"]
@@ -165,7 +165,7 @@ def _memory(kind: int, memory: Memory, refused: int) -> Finding:
 
 
 def _channels(case: Case, reading: Reading) -> Finding:
-    dead = {loop.slot for loop in reading.loops if token_is_alive(case, loop.token) is False}
+    dead = {loop.slot for loop in reading.loops if case.witness.ask(loop.process) is Life.DEAD}
     waiting = [one for one in reading.channels if one.depth]
     unread = [
         one

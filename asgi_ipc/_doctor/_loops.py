@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator
 
 from .. import _layout as L
-from .._bell import door_path
+from .._bell import is_door
+from .._witness import Life
 from ._case import Case
 from ._finding import Finding, Number, count, error, ok, warning
 from ._probe import is_alive
 from ._processes import inotify_instances, inotify_limit, open_files
 
-__all__ = ["check_descriptors", "check_doors", "check_inotify", "check_slots", "token_is_alive"]
+__all__ = ["check_descriptors", "check_doors", "check_inotify", "check_slots"]
 
-_DOOR = re.compile(r"[0-9a-f]{12}\Z")
-_RANDOM_MASK = (1 << 48) - 1
 _LISTED = 20
 _FEW_SLOTS = 0.9
 _MANY_FILES = 0.8
 _TOO_MANY_FILES = 0.95
 _MANY_INSTANCES = 0.9
-
-
-def token_is_alive(case: Case, token: int) -> bool | None:
-    """Whether the loop or process with this token lives."""
-    return is_alive(door_path(case.doors.path, token >> 8 & _RANDOM_MASK))
 
 
 def check_doors(case: Case) -> Iterator[Finding]:
@@ -46,7 +39,9 @@ def check_doors(case: Case) -> Iterator[Finding]:
     living = 0
     for name, entry in sorted(case.doors.entries.items()):
         full = os.path.join(path, name)
-        if not stat.S_ISSOCK(entry.st_mode) or not _DOOR.match(name):
+        if name == os.path.basename(case.witness.path) and stat.S_ISREG(entry.st_mode):
+            continue
+        if not stat.S_ISSOCK(entry.st_mode) or not is_door(name):
             problems.append(_stranger(full))
             continue
         alive = is_alive(full)
@@ -62,7 +57,7 @@ def check_doors(case: Case) -> Iterator[Finding]:
         yield ok(
             "bells",
             f"{path} is in order",
-            f"{count(living, 'socket')} of living loops and processes; owner {info.st_uid}, mode "
+            f"{count(living, 'socket')} of living event loops; owner {info.st_uid}, mode "
             f"{stat.S_IMODE(info.st_mode):#o}",
             doors=living,
         )
@@ -72,7 +67,7 @@ def _tokens_by_pid(case: Case) -> dict[int, int]:
     messages = case.segments[0]
     if not messages.is_sound:
         return {}
-    return {pid: token for _, token, pid in messages.slots()}
+    return {pid: process for _, process, pid in messages.slots()}
 
 
 def _directory(case: Case, info: os.stat_result) -> Iterator[Finding]:
@@ -155,7 +150,7 @@ def _stranger(path: str) -> Finding:
     return warning(
         "bells",
         f"{path!r} is none of ours",
-        "only sockets named by twelve hexadecimal digits are made there",
+        "only sockets named by twelve hexadecimal digits and the file 'alive' are made there",
         "find out what made it, and remove it",
         path=path,
     )
@@ -191,20 +186,15 @@ def check_slots(case: Case) -> Iterator[Finding]:
     if not messages.is_sound:
         return
     taken = messages.slots()
-    dead = []
-    for slot, token, pid in taken:
-        if token_is_alive(case, token) is False and (
-            case.doors.info is not None or not os.path.exists(f"/proc/{pid}")
-        ):
-            dead.append((slot, pid))
+    dead = [(slot, pid) for slot, process, pid in taken if case.witness.ask(process) is Life.DEAD]
     numbers: dict[str, Number] = {"slots": len(taken), "limit": L.SLOT_COUNT, "dead": len(dead)}
     if dead:
         pids = ", ".join(str(pid) for _, pid in dead[:_LISTED])
         yield warning(
             "dead-slots",
             f"{len(dead)} of {count(len(taken), 'slot')}: the event loop is dead",
-            f"of processes {pids}: killed, and not rung since",
-            "nothing: whoever rings one next frees it. At once:\n"
+            f"of processes {pids}: killed, and nobody has met it since",
+            "nothing: whoever waits or rings it next frees it. At once:\n"
             f"$ asgi-ipc repair --prefix {case.prefix}",
             pids=[pid for _, pid in dead],
             **numbers,

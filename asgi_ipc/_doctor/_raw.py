@@ -119,7 +119,7 @@ class Raw:
         return (self.size_bytes // 8 - L.GRANULE_WORDS) & -L.GRANULE_WORDS
 
     def slots(self) -> list[tuple[int, int, int]]:
-        """Return ``(slot, token, pid)`` of every slot that is taken.
+        """Return ``(slot, process token, pid)`` of every slot that is taken.
 
         Read without the lock, each word by itself: enough to ask who lives.
         """
@@ -128,5 +128,5 @@ class Raw:
         for slot in range(len(data) // (8 * L.SLOT_WORDS)):
             words = struct.unpack_from(f"<{L.SLOT_WORDS}Q", data, 8 * L.SLOT_WORDS * slot)
             if words[L.SLOT_TOKEN]:
-                taken.append((slot, words[L.SLOT_TOKEN], words[L.SLOT_PID]))
+                taken.append((slot, words[L.SLOT_PROCESS], words[L.SLOT_PID]))
         return taken

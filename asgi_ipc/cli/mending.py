@@ -9,7 +9,7 @@ import typer
 
 from .. import AsyncIPCChannelLayer, _procfs
 from .. import _layout as L
-from .._bell import bells_directory
+from .._bell import bells_directory, is_door
 from .._blocking import drive
 from .._check import check_groups, check_messages
 from .._inspect import Inspector
@@ -74,22 +74,16 @@ def repair(prefix: Prefix = "asgi", as_json: AsJson = False, patience: Patience 
     """Do at once what the processes of a site do in passing.
 
     Finish what a killed process had begun, free the slots and sockets of the dead and ring
-    others in their place, drop what has expired, merge free memory. A sound site stays as it
-    is; damaged bytes are not healed by this (see check).
+    others in their place, drop their memberships and what has expired, merge free memory. A
+    sound site stays as it is; damaged bytes are not healed by this (see check).
     """
     with Inspector(prefix, patience=patience) as inspector:
         reading = inspector.read()
         replayed = [image.name for image in (inspector.messages, inspector.groups) if image.pending]
-        suspects = [
-            loop
-            for process in inspector.processes(reading.loops)
-            if process.alive is not True
-            for loop in process.loops
-        ]
     with layer_of(prefix, patience=patience) as layer:
         for segment in (layer._site.messages.segment, layer._site.groups.segment):
             drive(layer._run(segment.transact, lambda: None))  # replays the log
-        reaped = _reap(layer, suspects)
+        reaped = _reap(layer, reading.loops)
         expired = _sweep(layer)
         merged = _consolidate(layer)
     sockets = _remove_dead_sockets(prefix)
@@ -115,24 +109,15 @@ def repair(prefix: Prefix = "asgi", as_json: AsJson = False, patience: Patience 
     )
 
 
-def _reap(layer: AsyncIPCChannelLayer, suspects: list[Loop]) -> list[Loop]:
-    """Free the slots of those that do not answer; return whose."""
-    slots = layer._site.messages.slots
-    reaped: list[Loop] = []
-
-    def reap() -> None:
-        reaped.clear()
-        words = slots.segment.words
-        for loop in suspects:
-            word = L.SLOTS + L.SLOT_WORDS * loop.slot + L.SLOT_TOKEN
-            if words[word] == loop.token and not slots.ring(loop.slot, loop.token):
-                slots.dead.append((loop.slot, loop.token))
-                reaped.append(loop)
-        slots.reap_dead()
-
-    if suspects:
-        drive(layer._run(slots.segment.transact, reap))
-    return reaped
+def _reap(layer: AsyncIPCChannelLayer, loops: list[Loop]) -> list[Loop]:
+    """Free the slots of the dead, and drop the memberships of all homes they owned; whose?"""
+    site = layer._site
+    slots = site.messages.slots
+    drive(layer._run(slots.reap_all))
+    drive(layer._run(slots.segment.transact, slots.find_dead_homes))
+    if slots.dead_homes:
+        drive(layer._run(site.drop_dead_homes))
+    return [loop for loop in loops if not slots.owns(loop.slot, loop.token)]
 
 
 def _sweep(layer: AsyncIPCChannelLayer) -> int:
@@ -165,6 +150,8 @@ def _remove_dead_sockets(prefix: str) -> int:
     sockets = _procfs.listening()
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
         path = os.path.join(directory, name)
+        if not is_door(name):
+            continue  # the witness file
         try:
             is_new = time.time() - os.lstat(path).st_ctime < _NEW_S
             if is_new or path in sockets or _procfs.door_answers(path) is not False:

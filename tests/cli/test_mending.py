@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,8 @@ def test_repair_frees_what_the_dead_left(
     make_layer()
     dead, living = start(RECEIVER), start(RECEIVER)
     dead.line(), living.line()
+    living.signal(signal.SIGSTOP)  # or it would free them itself
+    living.wait_for_state("T")
     dead.kill()
     reaped = read("repair")["reaped"]
     assert [one["pid"] for one in reaped] == [dead.pid]

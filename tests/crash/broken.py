@@ -7,6 +7,7 @@ from functools import partial
 
 from asgi_ipc import _layout as L
 from asgi_ipc._segment import Segment
+from asgi_ipc._witness import Life
 
 from .world import World
 
@@ -106,9 +107,9 @@ class RingsAfterTheCommit(Rewritten):
 def ring_late(world: World) -> None:
     """Let the actors of a world ring when ``RingsAfterTheCommit`` says so."""
 
-    def later(segment: RingsAfterTheCommit, slot: int, token: int) -> bool:
-        segment.late.append(partial(world.ring, slot, token))
-        return True
+    def later(segment: RingsAfterTheCommit, slot: int, token: int, process: int) -> Life:
+        segment.late.append(partial(world.ring, slot, token, process))
+        return Life.ALIVE
 
     for actor in world.actors:
         segment = actor.messages_segment

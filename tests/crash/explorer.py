@@ -267,7 +267,7 @@ class _Allowed:
         self.piecemeal = op.piecemeal
         if not all(alive for _, alive in rings):
             # The dead are reaped record by record, and others are rung in their place.
-            self.piecemeal |= {"parked", "loop", "slot", "hint"}
+            self.piecemeal |= {"parked", "owner", "slot", "hint"}
 
     def judge(self, state: State) -> list[str]:
         if state in (self.before, self.after):

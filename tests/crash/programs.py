@@ -88,7 +88,7 @@ def _random_op(world: World, dice: random.Random) -> Op | None:
             exclude=dice.choice(("", "a!x")),
         )
     if what == "drop home":
-        return world.drop_home(actor, group, dice.choice(HOMES))
+        return world.drop_home(actor, dice.choice(HOMES))
     if what == "members":
         return world.members_at(actor, group, dice.choice(("a!", "b!")), dice.randint(0, 40))
     if what == "flush":

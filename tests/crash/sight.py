@@ -6,7 +6,7 @@ out of it, and nothing else:
 
 * a message, membership or tombstone whose time is over is as good as gone (and counts as
   expired, whether somebody has dropped it yet or not);
-* an empty record that nobody is parked on is as good as gone, with the loop it remembers
+* an empty record that nobody is parked on is as good as gone, with the owner it remembers
   (its counts are part of the totals, wherever they are kept).
 """
 
@@ -82,7 +82,7 @@ def see_messages(segment: Segment, now_ns: int) -> State:
             state["queue", name] = tuple(queue)
         if queue or parked:
             alive[home] = name
-            state["loop", name] = words[home + L.CH_LOOP]
+            state["owner", name] = words[home + L.CH_OWNER]
     for leaf, owner, name in leaves:
         pending = words[leaf + L.CH_SENT] - words[leaf + L.CH_TAKEN] - expired_of.get(leaf, 0)
         if pending and words[leaf + L.LEAF_DEADLINE] > now_ns:
@@ -93,7 +93,7 @@ def see_messages(segment: Segment, now_ns: int) -> State:
     for slot, token in enumerate(slots[L.SLOT_TOKEN :: L.SLOT_WORDS]):
         if token:
             hint = slots[L.SLOT_WORDS * slot + L.SLOT_HINT]
-            state["slot", slot] = token
+            state["slot", slot] = token, slots[L.SLOT_WORDS * slot + L.SLOT_PROCESS]
             state["hint", slot] = hint if hint <= L.HINT_MANY else alive.get(hint, "gone")
     return state
 

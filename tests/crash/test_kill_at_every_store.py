@@ -218,7 +218,7 @@ def test_groups_change_whole(make_explorer: MakeExplorer) -> None:
     world.pass_time(100)
     for number in range(8):  # the clock hand comes by
         explorer.run(world.add(one, "h", f"other!{number}", 30.0))
-    explorer.explore(world.drop_home(other, "h", "other!"))
+    explorer.explore(world.drop_home(other, "other!"))
     explorer.explore(world.discard(other, "g", "normal"))  # the last one: the group goes
     assert not members(explorer)
     check(explorer)

@@ -20,6 +20,7 @@ from asgi_ipc._fanout import Envelope, GroupMessage
 from asgi_ipc._membership import GroupStore
 from asgi_ipc._segment import Segment
 from asgi_ipc._store import Letter, MessageStore, Taken
+from asgi_ipc._witness import Life
 from asgi_ipc.exceptions import ChannelFull
 from asgi_ipc.names import home_of
 
@@ -61,6 +62,7 @@ class Loop:
     actor: Actor
     slot: int
     token: int
+    process: int
     homes: list[str] = field(default_factory=list)  # what it waits for
     rung: bool = False  # and it has not looked since
     dead: bool = False
@@ -94,7 +96,7 @@ class Actor:
         self.messages_segment = world.attach("messages", segment_class)
         self.groups_segment = world.attach("groups", segment_class)
         self.groups = GroupStore(self.groups_segment)
-        self.messages = MessageStore(self.messages_segment, world.ring, self.groups.members_at)
+        self.messages = MessageStore(self.messages_segment, world, self.groups.members_at)
         self.credits: list[tuple[int, int]] = []  # of messages in its inboxes
 
     @property
@@ -128,6 +130,7 @@ class World:
             assert replace_everywhere(real, stand_in), f"nobody uses {real} any more"
         self.actors = [Actor(self, segment_class), Actor(self, segment_class)]
         self.loops: list[Loop] = []
+        self.dead: set[int] = set()  # processes whose loops are gone
         self.inspected = (self.attach("messages"), self.attach("groups"))
 
     def close(self) -> None:
@@ -146,13 +149,27 @@ class World:
         self._open.append(segment)
         return segment
 
-    def ring(self, slot: int, token: int) -> bool:
+    def ring(self, slot: int, token: int, process: int) -> Life:
         """What a store calls to wake a loop."""
         if self.fuse is not None:
             self.fuse.step("ring")
-        alive = not any(loop.dead for loop in self.loops if loop.token == token)
-        self.ledger.ring(slot, alive)
-        return alive
+        life = self.ask(process)
+        self.ledger.ring(slot, life is Life.ALIVE)
+        return life
+
+    def heard(self, slot: int, token: int, process: int) -> Life:
+        """What a store asks when it has committed."""
+        return self.ask(process)
+
+    def forget(self, slot: int, token: int) -> None:
+        """What a store calls for a loop that it reaps."""
+
+    def ask(self, process: int) -> Life:
+        """Whether a process lives: each loop is one."""
+        dead = process in self.dead or any(
+            loop.dead for loop in self.loops if loop.process == process
+        )
+        return Life.DEAD if dead else Life.ALIVE
 
     def learn(self, op: Op, result: Any) -> None:
         """Let the model know what an operation did and whom it rang."""
@@ -256,7 +273,7 @@ class World:
             return loop.actor.messages.take(
                 homes,
                 slot=loop.slot,
-                token=loop.token,
+                token=loop.process,
                 leave=leave,
                 stay=shared,
                 limit=limit,
@@ -272,7 +289,7 @@ class World:
             loop.rung = bool(loop.homes)  # `aio` lets the others look soon
 
         text = f"slot {loop.slot} waits for {homes}, leaves {leave}, others in {others_in}"
-        batch = frozenset({"parked", "loop"} if len(homes) > 1 else ())
+        batch = frozenset({"parked", "owner"} if len(homes) > 1 else ())
         return Op(text, loop.actor, run, settle, loop, batch)
 
     def park_one(self, loop: Loop, home: str) -> Op:
@@ -282,7 +299,7 @@ class World:
             if parked and home not in loop.homes:
                 loop.homes.append(home)
 
-        run = partial(loop.actor.messages.slots.park_one, home, loop.slot, loop.token)
+        run = partial(loop.actor.messages.slots.park_one, home, loop.slot, loop.process)
         return Op(f"park slot {loop.slot} on {home}", loop.actor, run, settle, loop)
 
     def look(self, loop: Loop) -> Op:
@@ -290,12 +307,12 @@ class World:
 
         def run() -> list[tuple[str, int]]:
             slots = loop.actor.messages.slots
-            return slots.look(loop.slot, loop.token, loop.homes, hinted=True)
+            return slots.look(loop.slot, loop.process, loop.homes, hinted=True)
 
         def settle(waiting: list[tuple[str, int]]) -> None:
             loop.rung = bool(waiting)  # then it is about to take
 
-        batch = frozenset({"parked", "loop", "hint"})
+        batch = frozenset({"parked", "owner", "hint"})
         return Op(f"slot {loop.slot} looks", loop.actor, run, settle, loop, batch)
 
     def withdraw(self, loop: Loop) -> Op:
@@ -315,19 +332,19 @@ class World:
     def claim(self, actor: Actor) -> Op:
         """Begin to receive."""
         self._serial += 1
-        random = 0xABCD00000000 + self._serial
+        process = 0xABCD00000000 + self._serial
 
         def settle(claimed: tuple[int, int]) -> None:
-            self.loops.append(Loop(actor, *claimed))
+            self.loops.append(Loop(actor, *claimed, process))
 
-        return Op("claim", actor, lambda: actor.messages.slots.claim(random), settle)
+        return Op("claim", actor, lambda: actor.messages.slots.claim(process, process), settle)
 
     def release(self, loop: Loop) -> Op:
         """Receive no more."""
         return Op(
             f"release slot {loop.slot} from {loop.homes}",
             loop.actor,
-            lambda: loop.actor.messages.slots.release(loop.slot, loop.token, loop.homes, 0),
+            lambda: loop.actor.messages.slots.release(loop.slot, loop.token, loop.homes),
             lambda _: self.loops.remove(loop),
             loop,
         )
@@ -382,12 +399,12 @@ class World:
 
         return Op(f"discard {channel} from {group}, tombstone {tombstone_s}", actor, run)
 
-    def drop_home(self, actor: Actor, group: str, home: str) -> Op:
+    def drop_home(self, actor: Actor, home: str) -> Op:
         """Drop the members of a home, one by one."""
         return Op(
-            f"drop {home} from {group}",
+            f"drop {home} from all groups",
             actor,
-            lambda: actor.groups.drop_home(group, home),
+            lambda: actor.groups.drop_homes({home}, actor.groups.version()),
             piecemeal=frozenset({"member"}),
         )
 
@@ -429,7 +446,7 @@ class World:
             )
 
         batch = frozenset(
-            {"queue", "parked", "loop", "hint", "leaf", "total"} if in_batches else ()
+            {"queue", "parked", "owner", "hint", "leaf", "total"} if in_batches else ()
         )
         return Op(f"send {size} bytes to group {group}", actor, run, piecemeal=batch)
 

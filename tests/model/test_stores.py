@@ -18,6 +18,7 @@ from asgi_ipc._store import MessageStore
 from asgi_ipc.exceptions import ChannelFull
 from asgi_ipc.names import home_of
 
+from ..bells import WrittenBells
 from ..conftest import Clock, install_clock
 from .model import Model
 
@@ -76,7 +77,7 @@ class Messages(Machine):
         super().__init__()
         self.model = Model(lambda _: 3, self.by_name)
         self.stores = [
-            MessageStore(segment, lambda *_: True, lambda *_: []) for segment in self.segments
+            MessageStore(segment, WrittenBells(), lambda *_: []) for segment in self.segments
         ]
 
     @rule(who=st.integers(0, 1), name=CHANNELS, expiry_s=st.just(10), size=st.integers(0, 3000))

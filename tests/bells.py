@@ -1,0 +1,38 @@
+"""Whom a store rings, written down; and who is dead, as a test says."""
+
+from __future__ import annotations
+
+from asgi_ipc._witness import Life
+
+
+class WrittenBells:
+    """What a store needs of a ringer.
+
+    Attributes:
+        rings: slot and token of every ring.
+        dead: processes that are proven dead.
+        unknown: processes nobody can tell anything of.
+    """
+
+    def __init__(self) -> None:
+        self.rings: list[tuple[int, int]] = []
+        self.dead: set[int] = set()
+        self.unknown: set[int] = set()
+
+    def ring(self, slot: int, token: int, process: int) -> Life:
+        """Write it down."""
+        self.rings.append((slot, token))
+        return self.ask(process)
+
+    def heard(self, slot: int, token: int, process: int) -> Life:
+        """Say whether it lives."""
+        return self.ask(process)
+
+    def forget(self, slot: int, token: int) -> None:
+        """There is nothing to tidy up."""
+
+    def ask(self, process: int) -> Life:
+        """Say whether it lives."""
+        if process in self.unknown:
+            return Life.UNKNOWN
+        return Life.DEAD if process in self.dead else Life.ALIVE
