@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from . import _layout as L
 from ._bell import Ringer, bells_directory, make_directory
-from ._inotify import IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVE_SELF, Inotify, open_inotify
+from ._inotify import IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVE_SELF, SharedInotify, open_inotify
 from ._membership import GroupStore
 from ._port import HostLoop, Port, runs_here
 from ._segment import Detached, LockBusy, Segment
@@ -85,6 +85,7 @@ class Site:
         self._on_reset = on_reset
         self._on_safety = on_safety
         self.port_by_loop: dict[int, Port] = {}  # by the id of the loop, which a port knows weakly
+        self._inotify: SharedInotify | None = None  # of the loops that wait
         self.witness = Witness(bells_directory(prefix), mode)  # takes a token for the first port
         self._ringer = Ringer(bells_directory(prefix), self.witness, mode)
         options: dict[str, Any] = {"mode": mode, "lock_timeout": lock_timeout}
@@ -213,6 +214,7 @@ class Site:
         for port in self.port_by_loop.values():
             port.abandon()
         self.port_by_loop = {}
+        self._inotify = None
         self.witness.abandon()
         self._ringer.own.clear()
         self._ringer.close()
@@ -260,26 +262,38 @@ class Site:
                 token,
                 self._serve,
                 self._safety,
-                self._new_inotify,
+                self._tell_others,
+                self._get_inotify,
             )
             return port
 
-    def _new_inotify(self, door: str) -> Inotify | None:
-        """Watch both segments, a door and where it is; ``None`` where that cannot be done.
+    def _get_inotify(self) -> SharedInotify | None:
+        """Watch both segments, the doors and the witness file; ``None`` where that cannot be done.
 
         The segments by their descriptors: whoever owns their names now. Of the groups only the
         loss of the name: a process that ends lets go of both, and equal events in a row are one.
         Not IN_DELETE_SELF: it comes when the last user of a deleted file is gone, and we are one.
         """
         with self.mutex:  # so that they are not closed meanwhile
-            return open_inotify(
+            if self._inotify is not None and self._inotify.take():
+                return self._inotify
+            inotify = open_inotify(
                 (
                     (_link_to(self.messages.segment), IN_CLOSE_WRITE | IN_ATTRIB),
                     (_link_to(self.groups.segment), IN_ATTRIB),
-                    (door, IN_ATTRIB | IN_MOVE_SELF),
-                    (os.path.dirname(door), IN_MOVE_SELF),
+                    (self.witness.path, IN_CLOSE_WRITE | IN_ATTRIB | IN_MOVE_SELF),
+                    (os.path.dirname(self.witness.path), IN_MOVE_SELF),
                 )
             )
+            self._inotify = None if inotify is None else SharedInotify(inotify)
+            if self._inotify is not None:
+                self._inotify.take()
+            return self._inotify
+
+    def _tell_others(self, teller: Port) -> None:
+        for port in self.ports():
+            if port is not teller:
+                port.hear()
 
     def _safety(self) -> None:
         try:
@@ -330,6 +344,7 @@ class Site:
         for port in self.ports():
             _close_on_its_loop(port)
         self.port_by_loop.clear()
+        self._inotify = None  # theirs: those to come watch what is there then
 
     async def patiently(
         self,
