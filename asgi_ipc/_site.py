@@ -161,6 +161,7 @@ class Site:
             if not self.is_open:
                 return
             self.watch_at_ns = time.monotonic_ns() + _WATCH_NS
+            self._close_orphans()
             deleted = [
                 segment
                 for segment in (self.messages.segment, self.groups.segment)
@@ -246,10 +247,7 @@ class Site:
                 return port
             if not self.is_open:
                 self.open()
-            for key, other in list(self.port_by_loop.items()):
-                if other.is_orphaned():
-                    other.close()
-                    self.port_by_loop.pop(key, None)
+            self._close_orphans()
             directory = bells_directory(self.prefix)
             make_directory(directory, self.mode)
             token = self.witness.take()
@@ -309,6 +307,13 @@ class Site:
         if self.messages.slots.dead_homes:
             self._drop_dead_homes()
         self._on_safety()
+
+    def _close_orphans(self) -> None:
+        """Give back the slots of loops that were closed without a word: nobody else does."""
+        for key, port in list(self.port_by_loop.items()):
+            if port.is_orphaned():
+                port.close()
+                self.port_by_loop.pop(key, None)
 
     # -- the dead ------------------------------------------------------------------------
 
