@@ -25,6 +25,14 @@ from typing import Any
 from ._own import close_if_same, identity_of
 
 __all__ = ["IN_ATTRIB", "IN_CLOSE_WRITE", "IN_MOVE_SELF", "Inotify", "open_inotify"]
+__all__ = [
+    "IN_ATTRIB",
+    "IN_CLOSE_WRITE",
+    "IN_MOVE_SELF",
+    "Inotify",
+    "SharedInotify",
+    "open_inotify",
+]
 
 logger = logging.getLogger("asgi_ipc")
 
@@ -58,17 +66,47 @@ class Inotify:
             os.close(self.fd)
             raise
 
-    def drain(self) -> None:
-        """Take every event there is."""
+    def drain(self) -> bool:
+        """Take every event there is; whether there was any."""
+        found = False
         try:
             while len(os.read(self.fd, _READ_BYTES)) > _READ_BYTES // 2:
-                pass
+                found = True
+            return True
         except BlockingIOError:
-            pass  # just emptied, or a second callback
+            return found  # just emptied, or another loop was faster
 
     def close(self) -> None:
         """Close the descriptor. The kernel sleeps in it: 0.05 ms, up to 16 where there is load."""
         close_if_same(self.fd, self._identity)
+
+
+class SharedInotify:
+    """One for all loops of a process: a user may have 128 of them (``max_user_instances``).
+
+    Every loop watches its descriptor, as any of them may be busy; whoever is first takes the event.
+    The last one to give it back closes it.
+    """
+
+    def __init__(self, inotify: Inotify) -> None:
+        self.fd = inotify.fd
+        self.drain = inotify.drain
+        self._open = [inotify]  # no lock, as a finaliser gives it back: each step is a whole one
+        self._users: list[None] = []
+
+    def take(self) -> bool:
+        """Have one more user; False if it is closed already."""
+        self._users.append(None)
+        return bool(self._open)
+
+    def give_back(self) -> None:
+        """Have one less."""
+        self._users.pop()
+        while not self._users and self._open:
+            try:
+                self._open.pop().close()
+            except IndexError:
+                pass  # another thread was faster
 
 
 def open_inotify(watches: Iterable[tuple[str, int]]) -> Inotify | None:

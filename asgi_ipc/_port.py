@@ -38,7 +38,7 @@ from typing import Any, Protocol
 
 from ._bell import Bell, Door, Ringer, new_bell, new_random, ring
 from ._blocking import driving
-from ._inotify import Inotify
+from ._inotify import SharedInotify
 from ._own import here, this_process
 from ._segment import LockBusy
 from ._spin import Spin
@@ -60,7 +60,13 @@ _RARELY = 6
 # a second time: the last sender that took the dead for alive has committed by then. That takes 1 ms
 # and a hold of the lock, unless it is preempted.
 SETTLED_S = 0.25
-_RETRY_S = 0.002
+# A busy lock is tried again after so long, then after twice that, up to the most: a holder that is
+# stopped costs who waits a fiftieth of its time at last.
+_RETRY_S = 0.001
+_MOST_RETRY_S = 0.1
+# And a door that cannot be answered for want of a descriptor, which stays readable.
+_STUCK_S = 0.01
+_MOST_STUCK_S = 0.25
 _PATIENT_TRIES = 50  # of 2 ms each
 
 
@@ -143,7 +149,7 @@ class _Fittings:
     def __init__(self, bell: Bell, door: Door) -> None:
         self.bell = bell
         self.door = door
-        self.inotify: Inotify | None = None
+        self.inotify: SharedInotify | None = None
         self.open = True
         self.process = this_process()
 
@@ -155,7 +161,7 @@ class _Fittings:
         self.door.close(unlink=here[0] == self.process)
         self.bell.close()
         if self.inotify is not None:
-            self.inotify.close()
+            self.inotify.give_back()
 
 
 def _close_if_idle(fittings: _Fittings, loop: weakref.ref[HostLoop]) -> None:
@@ -178,7 +184,8 @@ class Port:
         process: int,
         serve: Callable[[Port, str], bool],
         on_safety: Callable[[], None],
-        new_inotify: Callable[[str], Inotify | None],
+        on_event: Callable[[Port], None],
+        get_inotify: Callable[[], SharedInotify | None],
     ) -> None:
         """Open the door and claim a slot.
 
@@ -187,7 +194,8 @@ class Port:
                 them; False if one of them has to do it.
             process: token of the process, which owns the homes.
             on_safety: called with every look that nobody asked for, before it.
-            new_inotify: watches the segments and, by its path, the door, if that can be done.
+            on_event: called when inotify has told of something: has the other loops hear of it.
+            get_inotify: gives the one that all loops of the site watch, if there can be one.
 
         Raises:
             LockBusy: nothing is left behind; try again.
@@ -200,7 +208,8 @@ class Port:
         self.token = process
         self._serve = serve
         self._on_safety = on_safety
-        self._new_inotify: Callable[[str], Inotify | None] | None = new_inotify
+        self._on_event_here = on_event
+        self._get_inotify: Callable[[], SharedInotify | None] | None = get_inotify
         self.waiters: dict[str, Waiter | dict[Waiter, None]] = {}  # alone, or in order
         self.homes: dict[str, int] = {}  # how many waiters wait in each home
         self._ever: set[str] = set()  # process-specific homes this loop has received for
@@ -211,6 +220,8 @@ class Port:
         self._timer: Timer | None = None
         self._pause_s = SETTLED_S  # before the next look that nobody asked for
         self._look_is_due = False
+        self._busy_s = _RETRY_S  # how long to wait for a busy lock, the next time
+        self._stuck_s = _STUCK_S  # and for a descriptor to answer the door with
         random = new_random()
         bell = new_bell()
         try:
@@ -408,10 +419,10 @@ class Port:
 
         False if the loop was closed without a word: nobody will answer.
         """
-        if self.is_orphaned() or not self.is_open:
+        loop = self._loop()  # held: else it might be collected here, and its bell closed with it
+        if loop is None or loop.is_closed() or not self.is_open:
             return False
-        loop = self._loop()
-        if loop is not None and runs_here(loop):
+        if runs_here(loop):
             self.look_soon()
         else:
             ring(self.fittings.bell.ring_fd)
@@ -430,8 +441,22 @@ class Port:
             self._look()
 
     def _on_door(self) -> None:
-        if self.is_open and self.fittings.door.answer():
-            self._look()
+        door = self.fittings.door
+        if not self.is_open or not door.answer():
+            return
+        loop = self._loop()
+        if not door.is_stuck:
+            self._stuck_s = _STUCK_S
+        elif loop is not None:
+            loop.remove_reader(door.listener)
+            loop.call_later(self._stuck_s, self._watch_door_again)
+            self._stuck_s = min(2 * self._stuck_s, _MOST_STUCK_S)
+        self._look()
+
+    def _watch_door_again(self) -> None:
+        loop = self._loop()
+        if self.is_open and loop is not None:
+            loop.add_reader(self.fittings.door.listener, self._on_door)
 
     def _look(self, everything: bool = False) -> None:
         """Find out whom to wake. SYNC POINT "wake": under the lock, or by waking the only one."""
@@ -449,6 +474,9 @@ class Port:
                 if home[-1] == "!":
                     self._wake_in(home, 1)
                     return
+        if not self._store.slots.owns(self.slot, self.loop_token):
+            self._lost_its_slot()
+            return
         try:
             waiting = self._store.slots.look(
                 self.slot, self.token, list(self.homes), hinted=not everything
@@ -457,15 +485,32 @@ class Port:
             loop = self._loop()
             if loop is not None and not self._look_is_due:
                 self._look_is_due = True
-                loop.call_later(_RETRY_S, self._look, everything)
+                loop.call_later(self._wait_for_lock_s(), self._look, everything)
             return
         except IPCError:
             logger.exception(
                 "a waiting event loop cannot look at its channels", extra={"event": "look-failed"}
             )
             return
+        self._busy_s = _RETRY_S
         for home, depth in waiting:
             self._wake_in(home, depth)
+
+    def _wait_for_lock_s(self) -> float:
+        """Return how long to wait for a busy lock, and be more patient the next time."""
+        wait_s, self._busy_s = self._busy_s, min(2 * self._busy_s, _MOST_RETRY_S)
+        return wait_s
+
+    def _lost_its_slot(self) -> None:
+        """Start anew: somebody has taken this process for dead."""
+        logger.error(
+            "slot %d of %s was freed although this process lives: something here has closed the "
+            "file that says so (a daemoniser that closes all descriptors?); taking another one",
+            self.slot,
+            self._store.segment.name,
+            extra={"event": "slot-lost"},
+        )
+        self.close()
 
     def _wake_in(self, home: str, depth: int) -> None:
         """Wake as many as there are messages; or drain a process-specific home for those below.
@@ -492,11 +537,12 @@ class Port:
             except LockBusy:
                 continue
             self._to_withdraw.difference_update(homes)
+            self._busy_s = _RETRY_S
             return
         self._to_withdraw.update(homes)
         loop = self._loop()
         if loop is not None and not loop.is_closed():
-            loop.call_later(_RETRY_S, self._withdraw_again)
+            loop.call_later(self._wait_for_lock_s(), self._withdraw_again)
 
     def _withdraw_again(self) -> None:
         if self.is_open:
@@ -522,14 +568,14 @@ class Port:
 
     def _begins_to_be_told(self, loop: HostLoop) -> bool:
         """Have inotify tell of what happens from now on, if that can be done: asked for once."""
-        new_inotify, self._new_inotify = self._new_inotify, None
-        inotify = new_inotify(self.fittings.door.path) if new_inotify is not None else None
+        get_inotify, self._get_inotify = self._get_inotify, None
+        inotify = get_inotify() if get_inotify is not None else None
         if inotify is None:
             return False
         try:
             loop.add_reader(inotify.fd, self._on_event)
         except BaseException:
-            inotify.close()
+            inotify.give_back()
             raise
         self.fittings.inotify = inotify
         return True
@@ -537,13 +583,24 @@ class Port:
     def _on_event(self) -> None:
         """Look: a process let go of the segment, a name was removed, or a sender could not ring.
 
-        Also where nobody waits just now: who waits next relies on having been told.
+        All loops of the process wake up for it. The first one takes the event, and has those hear
+        of it whom it concerns. Also where nobody waits just now: who waits next relies on it.
         """
         inotify = self.fittings.inotify
-        if self.is_open and inotify is not None:
-            inotify.drain()
+        if self.is_open and inotify is not None and inotify.drain():
             self._look_again_after(SETTLED_S)
             self._look_unasked()
+            self._on_event_here(self)
+
+    def hear(self) -> None:
+        """Look, if a glance says that there is need, from whatever thread: another was told."""
+        loop = self._loop()
+        if loop is None or self._store.slots.rests(self.slot, tuple(self.homes)):
+            return
+        try:
+            loop.call_soon_threadsafe(self._look_unasked)
+        except RuntimeError:
+            pass  # the loop was closed meanwhile, and its waiters with it
 
     def _look_again_after(self, pause_s: float) -> None:
         self._pause_s = pause_s
@@ -556,7 +613,8 @@ class Port:
 
     def _look_unasked(self) -> bool:
         """Look, unless a glance without the lock says that there is no need: then True."""
-        self._on_safety()  # which closes this port if it is to be made anew
+        if self.is_open:
+            self._on_safety()  # which closes this port if it is to be made anew
         if not self.is_open:
             return False
         rests = self._store.slots.rests(self.slot, self.homes)

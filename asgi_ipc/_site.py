@@ -23,7 +23,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from . import _layout as L
 from ._bell import Ringer, bells_directory, make_directory
-from ._inotify import IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVE_SELF, Inotify, open_inotify
+from ._inotify import IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVE_SELF, SharedInotify, open_inotify
 from ._membership import GroupStore
 from ._own import NOBODY, here, letting_go, this_process
 from ._port import HostLoop, Port, runs_here
@@ -94,6 +94,7 @@ class Site:
         self._on_reset = on_reset
         self._on_safety = on_safety
         self.port_by_loop: dict[int, Port] = {}  # by the id of the loop, which a port knows weakly
+        self._inotify: SharedInotify | None = None  # of the loops that wait
         self.witness = Witness(bells_directory(prefix), mode)  # takes a token for the first port
         self._ringer = Ringer(bells_directory(prefix), self.witness, mode)
         options: dict[str, Any] = {"mode": mode, "lock_timeout": lock_timeout}
@@ -195,6 +196,7 @@ class Site:
             if not self.is_open:
                 return
             self.watch_at_ns = time.monotonic_ns() + _WATCH_NS
+            self._close_orphans()
             lost = [segment for segment in self._segments() if segment.is_lost()]
             gone = [segment for segment in self._segments() if segment.is_deleted()]
             gone += [segment for segment in lost if not segment.own_anew()]
@@ -260,6 +262,7 @@ class Site:
             was_open, self.attached_by = self.attached_by != NOBODY, NOBODY
             self.mutex = threading.RLock()
             ports, self.port_by_loop = self.port_by_loop, {}
+            self._inotify = None
             for port in ports.values():
                 port.abandon()
             self.witness.abandon()
@@ -296,10 +299,7 @@ class Site:
                 return port
             if not self.is_open:
                 self.open()
-            for key, other in list(self.port_by_loop.items()):
-                if other.is_orphaned():
-                    other.close()
-                    self.port_by_loop.pop(key, None)
+            self._close_orphans()
             directory = bells_directory(self.prefix)
             make_directory(directory, self.mode)
             token = self.witness.take()
@@ -312,26 +312,38 @@ class Site:
                 token,
                 self._serve,
                 self._safety,
-                self._new_inotify,
+                self._tell_others,
+                self._get_inotify,
             )
             return port
 
-    def _new_inotify(self, door: str) -> Inotify | None:
-        """Watch both segments, a door and where it is; ``None`` where that cannot be done.
+    def _get_inotify(self) -> SharedInotify | None:
+        """Watch both segments, the doors and the witness file; ``None`` where that cannot be done.
 
         The segments by their descriptors: whoever owns their names now. Of the groups only the
         loss of the name: a process that ends lets go of both, and equal events in a row are one.
         Not IN_DELETE_SELF: it comes when the last user of a deleted file is gone, and we are one.
         """
         with self.mutex:  # so that they are not closed meanwhile
-            return open_inotify(
+            if self._inotify is not None and self._inotify.take():
+                return self._inotify
+            inotify = open_inotify(
                 (
                     (_link_to(self.messages.segment), IN_CLOSE_WRITE | IN_ATTRIB),
                     (_link_to(self.groups.segment), IN_ATTRIB),
-                    (door, IN_ATTRIB | IN_MOVE_SELF),
-                    (os.path.dirname(door), IN_MOVE_SELF),
+                    (self.witness.path, IN_CLOSE_WRITE | IN_ATTRIB | IN_MOVE_SELF),
+                    (os.path.dirname(self.witness.path), IN_MOVE_SELF),
                 )
             )
+            self._inotify = None if inotify is None else SharedInotify(inotify)
+            if self._inotify is not None:
+                self._inotify.take()
+            return self._inotify
+
+    def _tell_others(self, teller: Port) -> None:
+        for port in self.ports():
+            if port is not teller:
+                port.hear()
 
     def _safety(self) -> None:
         try:
@@ -347,6 +359,13 @@ class Site:
         if self.messages.slots.dead_homes:
             self._drop_dead_homes()
         self._on_safety()
+
+    def _close_orphans(self) -> None:
+        """Give back the slots of loops that were closed without a word: nobody else does."""
+        for key, port in list(self.port_by_loop.items()):
+            if port.is_orphaned():
+                port.close()
+                self.port_by_loop.pop(key, None)
 
     # -- the dead ------------------------------------------------------------------------
 
@@ -382,6 +401,7 @@ class Site:
         for port in self.ports():
             _close_on_its_loop(port)
         self.port_by_loop.clear()
+        self._inotify = None  # theirs: those to come watch what is there then
 
     async def patiently(
         self,
