@@ -17,12 +17,13 @@ from . import _codec
 from . import _layout as L
 from ._fanout import Drop
 from ._inbox import Entry, Inboxes
-from ._port import HostLoop, Port, Waiter
+from ._port import HostLoop, Port
 from ._queues import Popped
 from ._segment import LockBusy
 from ._site import Site
 from ._spin import next_round
 from ._store import Taken
+from ._waiting import GONE, LATE, LOOKING, Waiter
 from .exceptions import IPCError, LayerClosed
 
 __all__ = ["Received", "Reception"]
@@ -122,13 +123,15 @@ class Reception:
         return await self._wait(Waiter(keys, homes), loop, port, closings, deadline, pause)
 
     async def go_on(
-        self, waiter: Waiter, pause: Callable[[float], Awaitable[None]]
+        self,
+        waiter: Waiter,
+        port: Port,
+        closings: int,
+        pause: Callable[[float], Awaitable[None]],
     ) -> Received | None:
         """Do what ``receive`` does, for one that rested and was woken but not served."""
         loop = asyncio.get_running_loop()
-        return await self._wait(
-            waiter, loop, waiter.port, waiter.closings, None, pause, is_added=True
-        )
+        return await self._wait(waiter, loop, port, closings, None, pause)
 
     async def _wait(
         self,
@@ -138,60 +141,61 @@ class Reception:
         closings: int,
         deadline: float | None,
         pause: Callable[[float], Awaitable[None]],
-        is_added: bool = False,
     ) -> Received | None:
-        """Wait until there is a message, or the time is over.
-
-        Args:
-            is_added: the waiter was added to the port before, and was woken.
-        """
-        keys, homes = waiter.keys, waiter.homes
+        """Wait until there is a message, or the time is over."""
         while True:
             if port is None:
                 try:
                     port = self.site.make_port(loop)
                 except LockBusy:
                     port = await self.site.patiently(pause, self.site.make_port, loop)
-            took = False
-            if not is_added:
-                port.add(waiter)
-            is_added = False
             try:
-                while port.is_open:
-                    if waiter.parked or not self._parks_at_once(keys, homes, port):
-                        try:
-                            got = self._take(keys, homes, port, waiter)
-                        except LockBusy:
-                            waiter.was_woken = True  # others may leave it their parked bit
-                            take = partial(self._take_if_open, closings, keys, homes, port, waiter)
-                            got = await self.site.patiently(pause, take)
-                            if got is None and not port.is_open:
-                                break  # closed meanwhile: nobody would wake us
+                try:
+                    if waiter.state == GONE:
+                        port.add(waiter)
+                    while port.is_open:
+                        got = await self._look_and_park(waiter, port, closings, pause)
                         if got is not None:
-                            took = not waiter.found_in_inbox
                             return got
-                    waiter.parked = True
-                    waiter.was_woken = False
-                    # No await since the look above: every wake from here on finds the future.
-                    future = waiter.future = loop.create_future()
-                    if deadline is None:
-                        try:
-                            await future
-                        finally:
-                            waiter.future = None
-                    else:
+                        if not port.is_open:
+                            break  # closed while it waited for the lock: nobody would wake it
+                        # No await since that look: every wake from here on finds the future.
                         await self._sleep(loop, waiter, deadline)
-                    if self.inboxes.count and len(keys) == 1 and keys[0][-1] != "!":
-                        got = self._take_drained(keys[0])
+                        got = self._take_drained(waiter)
                         if got is not None:
-                            waiter.found_in_inbox = True
                             return got
-                    if waiter.is_late:
-                        return self._last_look(keys, homes)
+                        if waiter.state == LATE:
+                            return self._last_look(waiter.keys, waiter.homes)
+                finally:
+                    port.remove(waiter)
             finally:
-                port.remove(waiter, got=took)
+                if waiter.state != GONE:  # a signal handler raised while it left
+                    port.remove(waiter)
             self._check_not_closed(closings)
             port = self.site.port_of(loop)
+
+    async def _look_and_park(
+        self,
+        waiter: Waiter,
+        port: Port,
+        closings: int,
+        pause: Callable[[float], Awaitable[None]],
+    ) -> Received | None:
+        """Return a message if there is one; ``None``: parked, or closed."""
+        keys, homes = waiter.keys, waiter.homes
+        if waiter.state == LOOKING:
+            if self._parks_at_once(keys, homes, port):
+                return None
+        else:
+            got = self._take_after_ring(waiter, port)
+            if got is not None:
+                return got
+        try:
+            return self._take(keys, homes, port, waiter)
+        except LockBusy:
+            waiter.wake()  # others may leave it their parked bit
+            take = partial(self._take_if_open, closings, keys, homes, port, waiter)
+            return await self.site.patiently(pause, take)
 
     async def _spin(
         self, port: Port, keys: tuple[str, ...], homes: tuple[str, ...], deadline: float | None
@@ -249,15 +253,17 @@ class Reception:
         if self.site.closings != closings:
             raise LayerClosed(f"the channel layer {self.site.prefix!r} was closed during a receive")
 
-    async def _sleep(self, loop: HostLoop, waiter: Waiter, deadline: float) -> None:
+    async def _sleep(self, loop: HostLoop, waiter: Waiter, deadline: float | None) -> None:
         """Wait until woken, or until the time is over."""
-        future = waiter.future
-        assert future is not None
+        future = loop.create_future()
+        waiter.sleep_on(future)
+        if deadline is None:
+            await future
+            return
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), waiter.time_is_over)
         try:
             await future
         finally:
-            waiter.future = None
             timer.cancel()
 
     def _parks_at_once(self, keys: tuple[str, ...], homes: tuple[str, ...], port: Port) -> bool:
@@ -331,15 +337,15 @@ class Reception:
             self._turn += 1
             turn = self._turn % len(homes)
             homes = homes[turn:] + homes[:turn]
-        elif port is not None and waiter is not None and waiter.parked:
-            got = self._take_after_ring(keys, homes[0], port)
-            if got is not None:
-                return got
         if self._owed:
             self._pay()
         if all(home[-1] != "!" for home in homes):
             taken = self._take_messages(keys, homes, port, waiter)
-            return self._decoded(taken.messages[0]) if taken.messages else None
+            if not taken.messages:
+                return None
+            if waiter is not None:
+                waiter.has_taken()
+            return self._decoded(taken.messages[0])
         with self.site.mutex:  # so that what two loops drain arrives in the order it was drained
             while True:
                 got = self._find_in_inbox(keys, waiter)  # another thread's drain, or the last one
@@ -347,7 +353,7 @@ class Reception:
                     return got
                 taken = self._take_messages(keys, homes, port, waiter)
                 if waiter is not None:
-                    waiter.has_duty = False
+                    waiter.has_looked()
                 if not taken.messages:
                     return None
                 first = taken.messages[0]
@@ -356,6 +362,8 @@ class Reception:
                 if drops := self._deliver(taken.home, rest):
                     self._report(drops)
                 if mine:
+                    if waiter is not None:
+                        waiter.has_taken()
                     if first.leaf:
                         self._owe(first.leaf, first.leaf_ident)
                     return self._decoded(first)
@@ -365,14 +373,20 @@ class Reception:
             return None
         got = self._take_from_inboxes(keys)
         if got is not None and waiter is not None:
-            waiter.found_in_inbox = True
+            waiter.was_served()
         return got
 
-    def _take_after_ring(self, keys: tuple[str, ...], home: str, port: Port) -> Received | None:
+    def _take_after_ring(self, waiter: Waiter, port: Port) -> Received | None:
         """Take what one waiter, alone on its home, was most likely rung for."""
-        if len(keys) > 1 or not port.is_alone(home):
+        keys, homes = waiter.keys, waiter.homes
+        if len(keys) != 1 or not port.waiting.is_alone(homes[0]):
             return None
-        return self.take_now(keys[0], home, rung=True)
+        got = self._find_in_inbox(keys, waiter)
+        if got is None:
+            got = self.take_now(keys[0], homes[0], rung=True)
+            if got is not None:
+                waiter.has_taken()
+        return got
 
     def take_now(self, key: str, home: str, *, rung: bool = False) -> Received | None:
         """Take the next message of one channel, in the ordinary cases; else see ``receive``."""
@@ -405,13 +419,13 @@ class Reception:
         port: Port | None,
         waiter: Waiter | None,
     ) -> Taken:
-        alone = port.only_waited_by(waiter) if port and waiter else ()
+        alone = port.waiting.only_by(waiter) if port and waiter else ()
         shared = port is not None and len(alone) < len(homes)
         taken = self.site.messages.take(
             homes,
             slot=port.slot if port else None,
             token=port.token if port else 0,
-            leave=alone if waiter and (waiter.parked or waiter.was_woken or shared) else (),
+            leave=alone if waiter and (waiter.state != LOOKING or shared) else (),
             stay=shared,
             limit=_BATCH if keys != homes else 1,
             wanted=port.waited_names() if port else keys,
@@ -446,15 +460,21 @@ class Reception:
                     self._owe(gone.leaf, gone.leaf_ident)
         return None if found is None else (found[0], _codec.decode(found[1].body))
 
-    def _take_drained(self, key: str) -> Received | None:
+    def _take_drained(self, waiter: Waiter) -> Received | None:
         """Do the same for one full name in the usual case, straight: for each of thousands."""
+        keys = waiter.keys
+        if not self.inboxes.count or len(keys) != 1 or keys[0][-1] == "!":
+            return None
         site = self.site
         with site.mutex:
             words = site.messages.segment.words
             if words is None or words[_EPOCH] != self.inboxes.epoch:
                 return None
-            entry = self.inboxes.pop_alone(key, time.monotonic_ns())
-        return None if entry is None else (key, _codec.decode(entry.body))
+            entry = self.inboxes.pop_alone(keys[0], time.monotonic_ns())
+        if entry is None:
+            return None
+        waiter.was_served()
+        return keys[0], _codec.decode(entry.body)
 
     # -- inboxes -------------------------------------------------------------------------
 

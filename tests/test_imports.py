@@ -16,7 +16,7 @@ import asgi_ipc
 ROOMS = [
     {"exceptions", "_layout"},
     {"_scratch", "_spin", "_throttle"},
-    {"names", "capacity", "_codec", "_blocking"},
+    {"names", "capacity", "_codec", "_blocking", "_waiting"},
     {"_segment"},
     {"_heap", "_check"},
     {"_table"},
