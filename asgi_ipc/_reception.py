@@ -270,7 +270,7 @@ class Reception:
         """Whether a first look could be spared: one home, and it is empty."""
         return (
             len(homes) == 1
-            and not (self.inboxes.count and self._lies_in_inbox(keys))
+            and not (self.inboxes.by_home and self._lies_in_inbox(keys))
             and self.site.messages.slots.park_one(homes[0], port.slot, port.token)
         )
 
@@ -369,7 +369,7 @@ class Reception:
                     return self._decoded(first)
 
     def _find_in_inbox(self, keys: tuple[str, ...], waiter: Waiter | None) -> Received | None:
-        if not self.inboxes.count or not self._lies_in_inbox(keys):
+        if not self.inboxes.by_home or not self._lies_in_inbox(keys):
             return None
         got = self._take_from_inboxes(keys)
         if got is not None and waiter is not None:
@@ -397,10 +397,10 @@ class Reception:
             taken = messages.take_one(key, rung=rung)
         else:
             seems_there = rung or messages.may_have(home)
-            if not seems_there and not (self.inboxes.count and self.inboxes.has(key)):
+            if not seems_there and not (self.inboxes.by_home and self.inboxes.has(key)):
                 return None
             with self.site.mutex:
-                if self.inboxes.count and self.inboxes.has(key):
+                if self.inboxes.by_home and self.inboxes.has(key):
                     got = self._take_from_inboxes((key,))
                     if got is not None:
                         return got
@@ -463,14 +463,14 @@ class Reception:
     def _take_drained(self, waiter: Waiter) -> Received | None:
         """Do the same for one full name in the usual case, straight: for each of thousands."""
         keys = waiter.keys
-        if not self.inboxes.count or len(keys) != 1 or keys[0][-1] == "!":
+        if not self.inboxes.by_home or len(keys) != 1 or keys[0][-1] == "!":
             return None
         site = self.site
         with site.mutex:
             words = site.messages.segment.words
             if words is None or words[_EPOCH] != self.inboxes.epoch:
                 return None
-            entry = self.inboxes.pop_alone(keys[0], time.monotonic_ns())
+            entry = self.inboxes.pop_alone(waiter.homes[0], keys[0], time.monotonic_ns())
         if entry is None:
             return None
         waiter.was_served()
@@ -506,7 +506,7 @@ class Reception:
 
     def _with_room(self, members: Sequence[str], drops: list[Drop]) -> Sequence[str]:
         """Return the members whose inbox is not full, and note the others."""
-        if not self.inboxes.count:
+        if not self.inboxes.by_home:
             return members
         depth_of = self.inboxes.depth
         served = []
@@ -565,7 +565,7 @@ class Reception:
 
     def on_safety(self) -> None:
         """Drop what has expired in the inboxes, and wake whoever could have what is there."""
-        if not self.inboxes.count:
+        if not self.inboxes.by_home:
             return
         with self.site.mutex:
             for one in self.inboxes.expire(time.monotonic_ns()):

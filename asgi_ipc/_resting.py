@@ -99,7 +99,7 @@ def rest(waiter: Resting, inboxes: Inboxes) -> asyncio.Future[None]:
     loop = asyncio.get_running_loop()
     future = loop.create_future()
     waiter.sleep_on(future)
-    if inboxes.count and key in inboxes.by_name:
+    if home in inboxes.by_home and key in inboxes.by_home[home]:
         waiter.wake()  # it lies there already
     return future
 
@@ -111,17 +111,18 @@ def served(site: Site, inboxes: Inboxes, waiter: Resting) -> dict[str, Any] | No
         SegmentCorrupt: the message was damaged.
     """
     (key,) = waiter.keys
+    (home,) = waiter.homes
     with site.mutex:
         words = site.messages.segment.words
         if words is None or words[_EPOCH] != inboxes.epoch:
             return None
-        entry = inboxes.pop_alone(key, time.monotonic_ns())
+        entry = inboxes.pop_alone(home, key, time.monotonic_ns())
     if entry is None:
         return None
     message = _codec.decode(entry.body)
     port = waiter.port
     waiting = port.waiting
-    others = waiting.by_home[entry.home]
+    others = waiting.by_home[home]
     if (
         waiter.state == TOLD  # and not rung as well
         and not isinstance(others, Waiter)
