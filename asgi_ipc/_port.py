@@ -58,6 +58,7 @@ _RARELY = 6
 # and a hold of the lock, unless it is preempted.
 SETTLED_S = 0.25
 _RETRY_S = 0.002
+_AGAIN_S = 0.05  # not at once: should it be no signal handler but a fault of ours, it comes again
 _PATIENT_TRIES = 50  # of 2 ms each
 
 
@@ -146,7 +147,8 @@ class Port:
         self.spin = Spin()
         self._timer: Timer | None = None
         self._pause_s = SETTLED_S  # before the next look that nobody asked for
-        self._look_is_due = False
+        self._look_is_due = False  # by a timer: the lock was busy
+        self._looks_soon = False
         random = new_random()
         bell = new_bell()
         try:
@@ -296,18 +298,42 @@ class Port:
     def look_soon(self) -> None:
         """Look in the loop's next round, once."""
         loop = self._loop()
-        if not self._look_is_due and loop is not None and self.is_open:
-            self._look_is_due = True
-            loop.call_soon(self._look)
+        if not self._looks_soon and loop is not None and self.is_open:
+            loop.call_soon(self._look_as_due)
+            loop.call_soon(self._look_as_due)  # for the first may be interrupted as it begins
+            self._looks_soon = True
+
+    def _look_as_due(self) -> None:
+        try:
+            if self._looks_soon:
+                self._looks_soon = False
+                self._look()
+        except BaseException:
+            self._look_after_all()
+            raise
 
     def _on_ring(self) -> None:
-        if self.is_open:
-            self.fittings.bell.drain()
-            self._look()
+        try:
+            if self.is_open:
+                self.fittings.bell.drain()
+                self._look()
+        except BaseException:
+            self._look_after_all()
+            raise
 
     def _on_door(self) -> None:
-        if self.is_open and self.fittings.door.answer():
-            self._look()
+        try:
+            if self.is_open and self.fittings.door.answer():
+                self._look()
+        except BaseException:
+            self._look_after_all()
+            raise
+
+    def _look_after_all(self) -> None:
+        """Look a little later: a signal handler raised before the ring was answered."""
+        loop = self._loop()
+        if loop is not None and not loop.is_closed():
+            loop.call_later(_AGAIN_S, self._look)
 
     def _look(self, everything: bool = False) -> None:
         """Find out whom to wake. SYNC POINT "wake": under the lock, or by waking the only one."""

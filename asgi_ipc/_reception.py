@@ -310,11 +310,17 @@ class Reception:
                     limit=_BATCH,
                     wanted=port.waited_names(),
                 )
-            except (LockBusy, IPCError):
+                if taken.more:
+                    port.look_soon()
+                drops = self._deliver()
+            except LockBusy:
                 return False
-            if taken.more:
-                port.look_soon()
-            drops = self._deliver(home, taken.messages)
+            except IPCError:
+                self._deliver_after_all()
+                return False
+            except BaseException:
+                self._deliver_after_all()
+                raise
         loop = port.loop()
         if drops and loop is not None:
             loop.call_soon(self._report, drops)  # whatever the callback raises, the loop goes on
@@ -351,22 +357,48 @@ class Reception:
                 got = self._find_in_inbox(keys, waiter)  # another thread's drain, or the last one
                 if got is not None:
                     return got
-                taken = self._take_messages(keys, homes, port, waiter)
-                if waiter is not None:
-                    waiter.has_looked()
-                if not taken.messages:
-                    return None
-                first = taken.messages[0]
-                mine = not first.group_version and (first.name in keys or taken.home in keys)
-                rest = taken.messages[1:] if mine else taken.messages
-                if drops := self._deliver(taken.home, rest):
+                try:
+                    mine, drops = self._drain(keys, homes, port, waiter)
+                except LockBusy:
+                    raise
+                except BaseException:
+                    self._deliver_after_all()
+                    raise
+                if drops:
                     self._report(drops)
-                if mine:
-                    if waiter is not None:
-                        waiter.has_taken()
-                    if first.leaf:
-                        self._owe(first.leaf, first.leaf_ident)
-                    return self._decoded(first)
+                if mine is not None:
+                    if mine.leaf:
+                        self._owe(mine.leaf, mine.leaf_ident)
+                    return self._decoded(mine)
+                if drops is None:
+                    return None
+
+    def _drain(
+        self,
+        keys: tuple[str, ...],
+        homes: tuple[str, ...],
+        port: Port | None,
+        waiter: Waiter | None,
+    ) -> tuple[Popped | None, list[Drop] | None]:
+        """Take what there is, put it into the inboxes, and return the first if it is for ``keys``.
+
+        Returns:
+            That one, and what found no room; of the second ``None`` if nothing was there at all.
+        """
+        taken = self._take_messages(keys, homes, port, waiter)
+        if waiter is not None:
+            waiter.has_looked()
+        if not taken.messages:
+            return None, None
+        mine = None
+        first = taken.messages[0]
+        if not first.group_version and (first.name in keys or taken.home in keys):
+            if taken.home[-1] == "!":
+                self.site.messages.in_hand.popleft()
+            mine = first
+            if waiter is not None:
+                waiter.has_taken()
+        return mine, self._deliver()
 
     def _find_in_inbox(self, keys: tuple[str, ...], waiter: Waiter | None) -> Received | None:
         if not self.inboxes.by_home or not self._lies_in_inbox(keys):
@@ -478,26 +510,43 @@ class Reception:
 
     # -- inboxes -------------------------------------------------------------------------
 
-    def _deliver(self, home: str, messages: Sequence[Popped]) -> list[Drop]:
-        """Put drained messages where their readers look, and wake those; what had no room?"""
-        left: list[str] = []
+    def _deliver(self) -> list[Drop]:
+        """Put drained messages where their readers look, and wake those; what had no room?
+
+        Called with the mutex held. It can be done again: what an interrupt left in hand is put
+        then, and once.
+        """
+        in_hand = self.site.messages.in_hand
+        left: dict[str, list[str]] = {}
         drops: list[Drop] = []
-        with self.site.mutex:
-            self._check_inbox_epoch()
-            for message in messages:
-                names: Sequence[str] = (message.name,)
+        self._check_inbox_epoch()
+        while in_hand:
+            entry, names = in_hand[0]
+            if not isinstance(entry, Entry):
+                home, message = entry, names
+                names = (message.name,)
                 if message.group_version:
                     names = self._with_room(message.members, drops)
-                if names:
-                    entry = Entry(
-                        home, message.body, message.deadline_ns, message.leaf, message.leaf_ident
-                    )
-                    self.inboxes.put(entry, names)
-                    left += names
+                entry = Entry(
+                    home, message.body, message.deadline_ns, message.leaf, message.leaf_ident
+                )
+                in_hand[0] = entry, names  # so that it is the same one if this is done again
+            if names:
+                self.inboxes.put(entry, names)
+                left.setdefault(entry.home, []).extend(names)
+            in_hand.popleft()
         for port in self.site.ports() if left else ():
-            port.wake_each(left)
-            port.wake(home, len(left))
+            for home, names in left.items():
+                port.wake_each(names)
+                port.wake(home, len(names))
         return drops
+
+    def _deliver_after_all(self) -> None:
+        """Put what an exception in the middle of a drain left in hand, and wake whoever has any."""
+        drops = self._deliver()
+        self.on_safety()
+        if drops:
+            self._report(drops)
 
     def _report(self, drops: Sequence[Drop]) -> None:
         """Count what found no room in an inbox, and say so."""

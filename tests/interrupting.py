@@ -8,6 +8,7 @@ of chosen modules is the same and a little more, and is always the same for the 
 from __future__ import annotations
 
 import inspect
+import linecache
 import sys
 from collections.abc import Callable, Iterable
 from types import CodeType, FrameType, ModuleType, TracebackType
@@ -49,7 +50,9 @@ class interrupted:  # noqa: N801 - reads as a word of the `with` it is for
     def _trace(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
         if self.where or frame.f_code.co_filename not in self._files:
             return None
-        if event == "exception" or (event == "return" and _may_suspend(frame.f_code)):
+        if event == "exception" or (event != "line" and _may_suspend(frame.f_code)):
+            return self._trace
+        if event == "line" and _is_whole(frame):
             return self._trace
         self._left -= 1
         if self._left < 0:
@@ -59,7 +62,19 @@ class interrupted:  # noqa: N801 - reads as a word of the `with` it is for
 
 
 def _may_suspend(code: CodeType) -> bool:
-    """Whether what looks like a return may be a step of a coroutine that goes on."""
+    """Whether a call or a return may be that of a coroutine that goes on, or will.
+
+    What is raised as it goes on does not run its ``finally``, as no handler could do.
+    """
     return bool(
         code.co_flags & (inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
     )
+
+
+def _is_whole(frame: FrameType) -> bool:
+    """Whether no handler can run before a line: it ends a ``with`` block, or unlocks.
+
+    ``__exit__`` and what ``finally`` begins with are called with no check for signals before it.
+    """
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return line.lstrip().startswith("with ") or "_UNLOCK)" in line
