@@ -6,25 +6,32 @@ counted against its name's capacity until it leaves here, and a group message fo
 whose capacity is used up is dropped and counted. Everything expires here as elsewhere.
 
 A group message for thousands of members is one ``Entry`` that lies under all their names:
-what is allocated for each of them is a place in two containers and nothing else.
+what is allocated for each of them is a place in one container and nothing else.
+
+*Nothing is taken out and put back*, and nothing is counted that could be asked: each message
+comes and goes in one statement, so an exception in between, from a signal handler say, leaves
+every other message where it is. Putting one can be done again: it is not put twice.
 
 Pure: no lock, no loop, no clock. ``aio`` holds its mutex around every call.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 
 __all__ = ["Entry", "Inboxes"]
 
-_COMPACT_AT = 64
-
 
 class Entry:
-    """One message; of a group, the same for all its members in one home."""
+    """One message; of a group, the same for all its members in one home.
 
-    __slots__ = ("body", "deadline_ns", "home", "leaf", "leaf_ident")
+    Attributes:
+        number: in the order of arrival.
+    """
+
+    __slots__ = ("body", "deadline_ns", "home", "leaf", "leaf_ident", "number")
 
     def __init__(
         self, home: str, body: bytes, deadline_ns: int, leaf: int = 0, leaf_ident: int = 0
@@ -34,88 +41,73 @@ class Entry:
         self.deadline_ns = deadline_ns
         self.leaf = leaf
         self.leaf_ident = leaf_ident
+        self.number = 0
 
 
-class _Arrivals:
-    """What came for one home, in order, as ``(entry, names it is for, the first one last)``.
-
-    What was read by its full name stays listed until its turn comes, or until there is more
-    of that than of anything else.
-    """
-
-    __slots__ = ("batches", "listed", "live")
-
-    def __init__(self) -> None:
-        self.batches: deque[tuple[Entry, list[str]]] = deque()
-        self.listed = 0
-        self.live = 0
+Queue = Entry | deque[Entry]
+"""One message alone, or several in order; never none."""
 
 
 class Inboxes:
-    """Entries by full name, and by home in the order they came.
+    """Entries by the home they came from and the full name they are for.
 
     Attributes:
-        count: how many there are.
+        by_home: homes, and below each the names that have messages; an empty one is none.
         epoch: of the segment they were drained from; for whoever holds this.
     """
 
     def __init__(self) -> None:
-        self.by_name: dict[str, Entry | deque[Entry]] = {}  # alone, or in order
-        self._by_home: dict[str, _Arrivals] = {}
-        self.count = 0
+        self.by_home: dict[str, dict[str, Queue]] = {}
         self.epoch = 0
+        self._numbers = itertools.count(1)
+        # Of homes that are read as a whole: the numbers and names that lay there once, the oldest
+        # last. Whatever came since is younger; what is not there any more is passed over.
+        self._listed: dict[str, list[tuple[int, str]]] = {}
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(count for _, count in self.homes())
 
     def depth(self, name: str) -> int:
         """Return how many messages wait for a full name."""
-        queue = self.by_name.get(name)
-        if queue is None:
-            return 0
+        queue = self._below(name).get(name, ())
         return 1 if isinstance(queue, Entry) else len(queue)
 
     def has(self, key: str) -> bool:
         """Whether anything waits for a full name, or for a whole home."""
-        return key in self.by_name or key in self._by_home
+        if key[-1] == "!":
+            return bool(self.by_home.get(key))
+        return key in self._below(key)
+
+    def _below(self, name: str) -> dict[str, Queue]:
+        return self.by_home.get(name[: name.find("!") + 1]) or {}
 
     def names(self) -> list[str]:
         """Return the full names that have messages here."""
-        return list(self.by_name)
+        return [name for below in self.by_home.values() for name in below]
 
     def homes(self) -> list[tuple[str, int]]:
         """Return the homes that have messages here, and how many."""
-        return [(home, arrived.live) for home, arrived in self._by_home.items()]
+        return [
+            (home, sum(len(_all_of(queue)) for queue in below.values()))
+            for home, below in self.by_home.items()
+            if below
+        ]
 
     def put(self, entry: Entry, names: Sequence[str]) -> None:
         """Add a message for each of some names of its home, behind the others of that name."""
-        by_name = self.by_name
+        entry.number = entry.number or next(self._numbers)
+        below = self.by_home.setdefault(entry.home, {})
         for name in names:
-            queue = by_name.get(name)
+            queue = below.get(name)
             if queue is None:
-                by_name[name] = entry
+                below[name] = entry
             elif isinstance(queue, Entry):
-                by_name[name] = deque((queue, entry))
-            else:
+                if queue is not entry:
+                    below[name] = deque((queue, entry))
+            elif queue[-1] is not entry:
                 queue.append(entry)
-        arrived = self._by_home.get(entry.home)
-        if arrived is None:
-            arrived = self._by_home[entry.home] = _Arrivals()
-        arrived.batches.append((entry, list(reversed(names))))
-        arrived.listed += len(names)
-        arrived.live += len(names)
-        self.count += len(names)
-        if arrived.listed > _COMPACT_AT and arrived.listed > 2 * arrived.live:
-            self._compact(arrived)
-
-    def _compact(self, arrived: _Arrivals) -> None:
-        batches = [
-            (entry, [name for name in names if self._lies_under(name, entry)])
-            for entry, names in arrived.batches
-        ]
-        arrived.batches = deque(batch for batch in batches if batch[1])
-        arrived.listed = arrived.live
-
-    def _lies_under(self, name: str, entry: Entry) -> bool:
-        queue = self.by_name.get(name)
-        return queue is entry or (isinstance(queue, deque) and entry in queue)
 
     def pop(self, name: str, now_ns: int, dropped: list[Entry]) -> Entry | None:
         """Return the first message for a full name.
@@ -123,86 +115,81 @@ class Inboxes:
         Args:
             dropped: receives the expired messages that were met on the way.
         """
-        while (queue := self.by_name.pop(name, None)) is not None:
-            entry = self._shift(name, queue)
+        below = self._below(name)
+        while (queue := below.get(name)) is not None:
+            entry = self._shift(below, name, queue)
             if entry.deadline_ns > now_ns:
                 return entry
             dropped.append(entry)
         return None
 
-    def pop_alone(self, name: str, now_ns: int) -> Entry | None:
+    def pop_alone(self, home: str, name: str, now_ns: int) -> Entry | None:
         """Return the message for a full name if it is the only one, lives and is not counted."""
-        entry = self.by_name.get(name)
+        below = self.by_home.get(home)
+        if below is None:
+            return None
+        entry = below.get(name)
         if not isinstance(entry, Entry) or entry.leaf or entry.deadline_ns <= now_ns:
             return None
-        del self.by_name[name]
-        self.count -= 1
-        arrived = self._by_home[entry.home]
-        arrived.live -= 1
-        if not arrived.live:
-            del self._by_home[entry.home]
+        self._remove(below, name, home)
         return entry
 
     def pop_home(self, home: str, now_ns: int, dropped: list[Entry]) -> tuple[str, Entry] | None:
         """Return the first message of a whole home and the name it is for; as ``pop``."""
-        while (arrived := self._by_home.get(home)) is not None:
-            entry, names = arrived.batches[0]
-            name = names.pop()
-            arrived.listed -= 1
-            if not names:
-                arrived.batches.popleft()
-            queue = self.by_name.get(name)
-            # The oldest of its home is the oldest of its name, or was read by that name.
-            if queue is None or (queue is not entry and first_of(queue) is not entry):
-                continue
-            self._shift(name, self.by_name.pop(name))
-            if entry.deadline_ns > now_ns:
-                return name, entry
-            dropped.append(entry)
+        while below := self.by_home.get(home):
+            listed = self._listed.get(home)
+            if not listed:
+                listed = self._listed[home] = _oldest_last(below)
+            number, name = listed[-1]
+            queue = below.get(name)
+            if queue is not None and _all_of(queue)[0].number == number:
+                entry = self._shift(below, name, queue)
+                if entry.deadline_ns > now_ns:
+                    return name, entry
+                dropped.append(entry)
+            else:
+                listed.pop()  # it was there, and is not any more
+        self._listed.pop(home, None)
         return None
 
-    def _shift(self, name: str, queue: Entry | deque[Entry]) -> Entry:
-        """Take the first of what lay under a name, and put the others back."""
-        if isinstance(queue, Entry):
-            entry = queue
-        else:
-            entry = queue.popleft()
-            if queue:
-                self.by_name[name] = queue
-        self._went(entry)
+    def _shift(self, below: dict[str, Queue], name: str, queue: Queue) -> Entry:
+        """Take the first of what lies under a name."""
+        if not isinstance(queue, Entry) and len(queue) > 1:
+            return queue.popleft()
+        entry = _all_of(queue)[0]
+        self._remove(below, name, entry.home)
         return entry
 
-    def _went(self, entry: Entry) -> None:
-        self.count -= 1
-        arrived = self._by_home[entry.home]
-        arrived.live -= 1
-        if not arrived.live:
-            del self._by_home[entry.home]
+    def _remove(self, below: dict[str, Queue], name: str, home: str) -> None:
+        if len(below) == 1:
+            del self.by_home[home]
+        del below[name]
 
     def expire(self, now_ns: int) -> list[Entry]:
         """Remove and return every expired message."""
-        dropped = []
-        for name, queue in list(self.by_name.items()):
-            old = [queue] if isinstance(queue, Entry) else list(queue)
-            kept = deque(entry for entry in old if entry.deadline_ns > now_ns)
-            if len(kept) == len(old):
-                continue
-            if kept:
-                self.by_name[name] = kept
-            else:
-                del self.by_name[name]
-            gone = [entry for entry in old if entry.deadline_ns <= now_ns]
-            for entry in gone:
-                self._went(entry)
-            dropped += gone
+        dropped: list[Entry] = []
+        for below in list(self.by_home.values()):
+            for name, queue in list(below.items()):
+                kept = deque(entry for entry in _all_of(queue) if entry.deadline_ns > now_ns)
+                gone = [entry for entry in _all_of(queue) if entry.deadline_ns <= now_ns]
+                if gone and kept:
+                    below[name] = kept
+                elif gone:
+                    self._remove(below, name, gone[0].home)
+                dropped += gone
         return dropped
 
     def clear(self) -> None:
         """Forget everything."""
-        self.by_name.clear()
-        self._by_home.clear()
-        self.count = 0
+        self.by_home.clear()
+        self._listed.clear()
 
 
-def first_of(queue: Entry | deque[Entry]) -> Entry:
-    return queue if isinstance(queue, Entry) else queue[0]
+def _all_of(queue: Queue) -> Sequence[Entry]:
+    return (queue,) if isinstance(queue, Entry) else queue
+
+
+def _oldest_last(below: dict[str, Queue]) -> list[tuple[int, str]]:
+    found = [(entry.number, name) for name, queue in below.items() for entry in _all_of(queue)]
+    found.sort(reverse=True)
+    return found

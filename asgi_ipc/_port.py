@@ -1,9 +1,7 @@
-"""One event loop's place in the system: its slot, its bell, its door and its waiters.
+"""One event loop's place in the system: its slot, its bell, its door, and who looks when.
 
-*Wake, then pop*: a waiter's future carries no message, only the news that there may be
-one. The message leaves the queue in the step that returns it to the caller, so a cancelled
-receive never holds one. Whoever stops waiting takes the loop's parked bits back, and if it
-had been woken passes the news on: to another waiter here, or to another loop.
+How one wait goes is the table in ``_waiting``. This module rings for the waiters, looks for them,
+and gives their parked bits back: if the loop had been rung, the news goes to another loop.
 
 Where several wait for names below one process-specific home, and nobody for all of it, what
 was rung for is theirs: it is drained into the inboxes when the ring is answered, for all of them.
@@ -32,7 +30,7 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import AsyncGenerator, Callable, Container, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -43,9 +41,10 @@ from ._own import here, this_process
 from ._segment import LockBusy
 from ._spin import Spin
 from ._store import MessageStore
+from ._waiting import GONE, Waiter, Waiting, passes_on, tells_others, unparks
 from .exceptions import IPCError
 
-__all__ = ["SAFETY_S", "SETTLED_S", "HostLoop", "Port", "Waiter", "runs_here"]
+__all__ = ["SAFETY_S", "SETTLED_S", "HostLoop", "Port", "runs_here"]
 
 logger = logging.getLogger("asgi_ipc")
 
@@ -67,6 +66,7 @@ _MOST_RETRY_S = 0.1
 # And a door that cannot be answered for want of a descriptor, which stays readable.
 _STUCK_S = 0.01
 _MOST_STUCK_S = 0.25
+_AGAIN_S = 0.05  # not at once: should it be no signal handler but a fault of ours, it comes again
 _PATIENT_TRIES = 50  # of 2 ms each
 
 
@@ -92,55 +92,6 @@ class HostLoop(Protocol):
 def runs_here(loop: HostLoop) -> bool:
     """Whether a loop is the one that runs on this thread right now."""
     return asyncio._get_running_loop() is loop or bool(getattr(loop, "runs_here", bool)())
-
-
-class Waiter:
-    """One receive that is waiting.
-
-    Attributes:
-        keys: what it waits for: full process-specific names, and homes.
-        homes: the queues those live in.
-        future: while it is asleep; resolved when it should look again, or when its time is over.
-        was_woken: it was asked to look again, or looks without having parked.
-        is_late: its time is over.
-        has_duty: it was rung for its home, so whatever it finds elsewhere it must look there.
-        found_in_inbox: it got a message that somebody else had drained.
-        parked: it has been waiting, so its loop's parked bits may be set.
-        port: if it rests: where it was added to.
-        closings: if it rests: what ``Site.closings`` was when it began to.
-    """
-
-    # Defaults on the class: a wait sets what differs, and most set nothing.
-    future: asyncio.Future[None] | None = None
-    parked = False
-    is_late = False
-    found_in_inbox = False
-    was_woken = False
-    has_duty = False
-    port: Port
-    closings: int
-
-    def __init__(self, keys: tuple[str, ...], homes: tuple[str, ...]) -> None:
-        self.keys = keys
-        self.homes = homes
-
-    def time_is_over(self) -> None:
-        """Wake it for the last time."""
-        self.is_late = True
-        self.wake()
-
-    def wake(self) -> bool:
-        """Wake it; whether it was asleep."""
-        self.was_woken = True
-        future = self.future
-        if future is None or future.done():
-            return False  # not asleep: it looks by itself before it sleeps, or is cancelled
-        future.set_result(None)
-        return True
-
-    def will_look(self) -> bool:
-        """Whether it is awake and not cancelled."""
-        return self.future is None or (self.future.done() and not self.future.cancelled())
 
 
 class _Fittings:
@@ -210,16 +161,15 @@ class Port:
         self._on_safety = on_safety
         self._on_event_here = on_event
         self._get_inotify: Callable[[], SharedInotify | None] | None = get_inotify
-        self.waiters: dict[str, Waiter | dict[Waiter, None]] = {}  # alone, or in order
-        self.homes: dict[str, int] = {}  # how many waiters wait in each home
+        self.waiting = Waiting()
         self._ever: set[str] = set()  # process-specific homes this loop has received for
         self._to_withdraw: set[str] = set()  # when the lock is free again
-        self.waiter_count = 0
-        self.spare: list[Waiter] = []  # served ones that `_resting` will use again
+        self.spare: list[Any] = []  # served ones that `_resting` will use again
         self.spin = Spin()
         self._timer: Timer | None = None
         self._pause_s = SETTLED_S  # before the next look that nobody asked for
-        self._look_is_due = False
+        self._look_is_due = False  # by a timer: the lock was busy
+        self._looks_soon = False
         self._busy_s = _RETRY_S  # how long to wait for a busy lock, the next time
         self._stuck_s = _STUCK_S  # and for a descriptor to answer the door with
         random = new_random()
@@ -280,137 +230,81 @@ class Port:
 
     def add(self, waiter: Waiter) -> None:
         """Let somebody wait; whoever calls this calls ``remove``, whatever happens."""
-        waiters = self.waiters
-        for key in waiter.keys:
-            others = waiters.setdefault(key, waiter)
-            if others is not waiter:
-                if isinstance(others, Waiter):
-                    waiters[key] = {others: None, waiter: None}
-                else:
-                    others[waiter] = None
-        homes = self.homes
+        self.waiting.add(waiter)
         for home in waiter.homes:
-            count = homes.get(home)
-            if count is None:
-                homes[home] = 1
-                if home[-1] == "!":
-                    self._ever.add(home)
-            else:
-                homes[home] = count + 1
-        self.waiter_count += 1
+            if home[-1] == "!":
+                self._ever.add(home)
         if self._timer is None:
             loop = self._loop()
             assert loop is not None
             self._timer = loop.call_later(self._pause_s, self._safety)
 
-    def remove(self, waiter: Waiter, *, got: bool) -> None:
-        """End a wait.
+    def remove(self, waiter: Waiter) -> None:
+        """End a wait, doing what its state asks for.
 
-        Args:
-            got: it took a message, and ``take`` has taken care of the parked bits.
+        It can be done again, and must be, after an exception that is not from here.
         """
-        waiters = self.waiters
-        for key in waiter.keys:
-            waiting = waiters.get(key)
-            if waiting is waiter:
-                del waiters[key]
-            elif isinstance(waiting, dict):
-                waiting.pop(waiter, None)
-                if not waiting:
-                    del waiters[key]
-        others = False
-        for home in waiter.homes:
-            count = self.homes[home] - 1
-            if count:
-                self.homes[home] = count
-                others = True
-            else:
-                del self.homes[home]
-        self.waiter_count -= 1
-        if not got and (waiter.parked or waiter.was_woken) and self.is_open:
-            self._withdraw([home for home in waiter.homes if home not in self.homes])
-            if others and waiter.was_woken and (waiter.has_duty or not waiter.found_in_inbox):
-                for key in waiter.keys:  # what it was woken for may lie in an inbox
-                    self._wake_here(key, 1)
-                self.look_soon()
-        if others and waiter.was_woken and len(waiter.keys) > 1:
-            self._pass_on(waiter)
-        if not self.waiter_count and self._timer is not None:
+        waiting = self.waiting
+        waiting.remove(waiter)
+        left = [home for home in waiter.homes if home not in waiting.by_home]
+        state = waiter.state
+        if self.is_open:
+            if state in unparks:
+                self._withdraw(left)
+            if len(left) < len(waiter.homes):  # others are still there
+                if state in tells_others:
+                    for key in waiter.keys:  # what it was woken for may lie in an inbox
+                        waiting.wake(key, 1)
+                    self.look_soon()
+                elif state in passes_on and len(waiter.keys) > 1:
+                    self._pass_on(waiter)
+        if not waiting.by_key and self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        waiter.state = GONE
 
     def _pass_on(self, waiter: Waiter) -> None:
         """Wake others for what a waiter was woken for: it may have taken something else."""
         may_have = self._store.may_have
+        waiting = self.waiting
         for key in waiter.keys:
             if "!" in key or may_have(key):
-                self._wake_here(key, 1)
-        if any(home[-1] == "!" and home in self.homes and may_have(home) for home in waiter.homes):
+                waiting.wake(key, 1)
+        if any(
+            home[-1] == "!" and home in waiting.by_home and may_have(home) for home in waiter.homes
+        ):
             self.look_soon()
-
-    def only_waited_by(self, waiter: Waiter) -> list[str]:
-        """Return the homes nobody else on this loop waits in."""
-        return [home for home in waiter.homes if self.homes.get(home) == 1]
-
-    def is_alone(self, home: str) -> bool:
-        """Whether only one waits in a home on this loop, so that nobody else needs parking."""
-        return self.homes.get(home) == 1
 
     def waited_names(self) -> Container[str]:
         """Return what is waited for, as a container of names."""
-        return self.waiters
+        return self.waiting.by_key
 
     def wake(self, key: str, count: int) -> None:
         """Wake up to ``count`` of those who wait for a name, from whatever thread."""
-        loop = self._loop()
-        if loop is None or key not in self.waiters:
-            return
-        if runs_here(loop):
-            self._wake_here(key, count)
-            return
-        try:
-            loop.call_soon_threadsafe(self._wake_here, key, count)
-        except RuntimeError:
-            pass  # the loop was closed meanwhile, and its waiters with it
+        if key in self.waiting.by_key:
+            self._on_loop(self.waiting.wake, key, count)
 
     def wake_each(self, keys: Sequence[str]) -> None:
         """Wake one who waits for each of these names, from whatever thread."""
+        waited = self.waiting.by_key
+        here = self._loop()
+        if here is None or not runs_here(here):
+            keys = [key for key in keys if key in waited]
+        if keys:
+            self._on_loop(self.waiting.wake_each, keys)
+
+    def _on_loop(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call back on the loop: now, if this is it."""
         loop = self._loop()
         if loop is None:
             return
         if runs_here(loop):
-            self._wake_each_here(keys)
-            return
-        waited = [key for key in keys if key in self.waiters]
-        if not waited:
+            callback(*args)
             return
         try:
-            loop.call_soon_threadsafe(self._wake_each_here, waited)
+            loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:
             pass  # the loop was closed meanwhile, and its waiters with it
-
-    def _wake_each_here(self, keys: Sequence[str]) -> None:
-        waiters = self.waiters
-        for key in keys:
-            waiting = waiters.get(key)
-            if isinstance(waiting, Waiter):
-                waiting.was_woken = True  # `Waiter.wake`, written out for thousands of them
-                future = waiting.future
-                if future is not None and not future.done():
-                    future.set_result(None)
-            elif waiting is not None:
-                self._wake_here(key, 1)
-
-    def _wake_here(self, key: str, count: int) -> None:
-        for waiter in self._waiting(key):
-            if waiter.wake():
-                count -= 1
-                if not count:
-                    return
-
-    def _waiting(self, key: str) -> Iterable[Waiter]:
-        waiting = self.waiters.get(key, ())
-        return (waiting,) if isinstance(waiting, Waiter) else waiting
 
     # -- being rung ----------------------------------------------------------------------
 
@@ -431,46 +325,72 @@ class Port:
     def look_soon(self) -> None:
         """Look in the loop's next round, once."""
         loop = self._loop()
-        if not self._look_is_due and loop is not None and self.is_open:
-            self._look_is_due = True
-            loop.call_soon(self._look)
+        if not self._looks_soon and loop is not None and self.is_open:
+            loop.call_soon(self._look_as_due)
+            loop.call_soon(self._look_as_due)  # for the first may be interrupted as it begins
+            self._looks_soon = True
+
+    def _look_as_due(self) -> None:
+        try:
+            if self._looks_soon:
+                self._looks_soon = False
+                self._look()
+        except BaseException:
+            self._look_after_all()
+            raise
 
     def _on_ring(self) -> None:
-        if self.is_open:
-            self.fittings.bell.drain()
-            self._look()
+        try:
+            if self.is_open:
+                self.fittings.bell.drain()
+                self._look()
+        except BaseException:
+            self._look_after_all()
+            raise
 
     def _on_door(self) -> None:
-        door = self.fittings.door
-        if not self.is_open or not door.answer():
-            return
-        loop = self._loop()
+        try:
+            if self.is_open and self.fittings.door.answer():
+                self._rest_the_door()
+                self._look()
+        except BaseException:
+            self._look_after_all()
+            raise
+
+    def _rest_the_door(self) -> None:
+        """Stop watching the door for a while if there is no descriptor to answer it with."""
+        door, loop = self.fittings.door, self._loop()
         if not door.is_stuck:
             self._stuck_s = _STUCK_S
         elif loop is not None:
             loop.remove_reader(door.listener)
             loop.call_later(self._stuck_s, self._watch_door_again)
             self._stuck_s = min(2 * self._stuck_s, _MOST_STUCK_S)
-        self._look()
 
     def _watch_door_again(self) -> None:
         loop = self._loop()
         if self.is_open and loop is not None:
             loop.add_reader(self.fittings.door.listener, self._on_door)
 
+    def _look_after_all(self) -> None:
+        """Look a little later: a signal handler raised before the ring was answered."""
+        loop = self._loop()
+        if loop is not None and not loop.is_closed():
+            loop.call_later(_AGAIN_S, self._look)
+
     def _look(self, everything: bool = False) -> None:
         """Find out whom to wake. SYNC POINT "wake": under the lock, or by waking the only one."""
         self._look_is_due = False
         if not self.is_open:
             return
+        homes = self.waiting.by_home
         if not everything:
-            if self.waiter_count == 1:
-                for only in self.waiters.values():  # none, if it waits for no channel at all
-                    _wake_one(only)
-                    break
+            only = self.waiting.only_one()
+            if only is not None:
+                only.ring()
                 return
-            if len(self.homes) == 1:
-                (home,) = self.homes
+            if len(homes) == 1:
+                (home,) = homes
                 if home[-1] == "!":
                     self._wake_in(home, 1)
                     return
@@ -479,7 +399,7 @@ class Port:
             return
         try:
             waiting = self._store.slots.look(
-                self.slot, self.token, list(self.homes), hinted=not everything
+                self.slot, self.token, list(homes), hinted=not everything
             )
         except LockBusy:
             loop = self._loop()
@@ -519,13 +439,11 @@ class Port:
         to whoever else reads it.
         """
         if home[-1] != "!":
-            self._wake_here(home, depth)
+            self.waiting.wake(home, depth)
             return
-        if self.homes[home] > 1 and home not in self.waiters and self._serve(self, home):
-            return
-        for key, waiting in self.waiters.items():
-            if key.startswith(home) and _wake_one(waiting):
-                return
+        below = home not in self.waiting.by_key and not self.waiting.is_alone(home)
+        if not (below and self._serve(self, home)):
+            self.waiting.ring(home)
 
     def _withdraw(self, homes: list[str]) -> None:
         if not homes:
@@ -546,7 +464,7 @@ class Port:
 
     def _withdraw_again(self) -> None:
         if self.is_open:
-            self._to_withdraw.difference_update(self.homes)
+            self._to_withdraw.difference_update(self.waiting.by_home)
             self._withdraw(list(self._to_withdraw))
 
     # -- what nobody rings for -----------------------------------------------------------
@@ -555,7 +473,7 @@ class Port:
         """Look because it is time to."""
         self._timer = None
         loop = self._loop()
-        if not self.waiter_count or loop is None or not self.is_open:
+        if not self.waiting.by_key or loop is None or not self.is_open:
             return
         self._look_again_after(SAFETY_S)  # whatever happens now
         was_told = self.fittings.inotify is not None
@@ -595,7 +513,7 @@ class Port:
     def hear(self) -> None:
         """Look, if a glance says that there is need, from whatever thread: another was told."""
         loop = self._loop()
-        if loop is None or self._store.slots.rests(self.slot, tuple(self.homes)):
+        if loop is None or self._store.slots.rests(self.slot, tuple(self.waiting.by_home)):
             return
         try:
             loop.call_soon_threadsafe(self._look_unasked)
@@ -608,7 +526,7 @@ class Port:
             self._timer.cancel()
             self._timer = None
         loop = self._loop()
-        if self.waiter_count and self.is_open and loop is not None:
+        if self.waiting.by_key and self.is_open and loop is not None:
             self._timer = loop.call_later(pause_s, self._safety)
 
     def _look_unasked(self) -> bool:
@@ -617,7 +535,7 @@ class Port:
             self._on_safety()  # which closes this port if it is to be made anew
         if not self.is_open:
             return False
-        rests = self._store.slots.rests(self.slot, self.homes)
+        rests = self._store.slots.rests(self.slot, self.waiting.by_home)
         if not rests:
             self._look(everything=True)
         return rests
@@ -640,16 +558,14 @@ class Port:
             self._timer = None
         self._let_go(loop)
         if loop is not None and not loop.is_closed():
-            for key in self.waiters:
-                for waiter in self._waiting(key):
-                    waiter.wake()
+            self.waiting.wake_all()
 
     def _let_go(self, loop: HostLoop | None) -> None:
         """Give descriptors and slot back."""
         self._store.segment.alone(partial(self._close_fittings, loop))  # who rings is inside
         try:
             if not self._store.segment.closed:
-                homes = [*self.homes, *self._ever, *self._to_withdraw]
+                homes = [*self.waiting.by_home, *self._ever, *self._to_withdraw]
                 self._store.slots.release(self.slot, self.loop_token, homes)
         except (LockBusy, IPCError):
             pass  # whoever of this process rings it next reaps the slot
@@ -666,15 +582,6 @@ class Port:
         """Let go in a forked child: the loop, the slot and the door are the parent's."""
         self._finalizer.detach()
         self.fittings.close()
-
-
-def _wake_one(waiting: Waiter | Iterable[Waiter]) -> bool:
-    """Make sure that one of them looks; False if all are cancelled."""
-    for waiter in (waiting,) if isinstance(waiting, Waiter) else waiting:
-        if waiter.wake() or waiter.will_look():
-            waiter.has_duty = True
-            return True
-    return False
 
 
 async def _until_closed(port: weakref.ref[Port]) -> AsyncGenerator[None, None]:

@@ -18,12 +18,13 @@ from . import _layout as L
 from ._fanout import Drop
 from ._inbox import Entry, Inboxes
 from ._own import here
-from ._port import HostLoop, Port, Waiter
+from ._port import HostLoop, Port
 from ._queues import Popped
 from ._segment import LockBusy
 from ._site import Site
 from ._spin import next_round
 from ._store import Taken
+from ._waiting import GONE, LATE, LOOKING, Waiter
 from .exceptions import IPCError, LayerClosed
 
 __all__ = ["Received", "Reception"]
@@ -123,13 +124,15 @@ class Reception:
         return await self._wait(Waiter(keys, homes), loop, port, closings, deadline, pause)
 
     async def go_on(
-        self, waiter: Waiter, pause: Callable[[float], Awaitable[None]]
+        self,
+        waiter: Waiter,
+        port: Port,
+        closings: int,
+        pause: Callable[[float], Awaitable[None]],
     ) -> Received | None:
         """Do what ``receive`` does, for one that rested and was woken but not served."""
         loop = asyncio.get_running_loop()
-        return await self._wait(
-            waiter, loop, waiter.port, waiter.closings, None, pause, is_added=True
-        )
+        return await self._wait(waiter, loop, port, closings, None, pause)
 
     async def _wait(
         self,
@@ -139,60 +142,61 @@ class Reception:
         closings: int,
         deadline: float | None,
         pause: Callable[[float], Awaitable[None]],
-        is_added: bool = False,
     ) -> Received | None:
-        """Wait until there is a message, or the time is over.
-
-        Args:
-            is_added: the waiter was added to the port before, and was woken.
-        """
-        keys, homes = waiter.keys, waiter.homes
+        """Wait until there is a message, or the time is over."""
         while True:
             if port is None:
                 try:
                     port = self.site.make_port(loop)
                 except LockBusy:
                     port = await self.site.patiently(pause, self.site.make_port, loop)
-            took = False
-            if not is_added:
-                port.add(waiter)
-            is_added = False
             try:
-                while port.is_open:
-                    if waiter.parked or not self._parks_at_once(keys, homes, port):
-                        try:
-                            got = self._take(keys, homes, port, waiter)
-                        except LockBusy:
-                            waiter.was_woken = True  # others may leave it their parked bit
-                            take = partial(self._take_if_open, closings, keys, homes, port, waiter)
-                            got = await self.site.patiently(pause, take)
-                            if got is None and not port.is_open:
-                                break  # closed meanwhile: nobody would wake us
+                try:
+                    if waiter.state == GONE:
+                        port.add(waiter)
+                    while port.is_open:
+                        got = await self._look_and_park(waiter, port, closings, pause)
                         if got is not None:
-                            took = not waiter.found_in_inbox
                             return got
-                    waiter.parked = True
-                    waiter.was_woken = False
-                    # No await since the look above: every wake from here on finds the future.
-                    future = waiter.future = loop.create_future()
-                    if deadline is None:
-                        try:
-                            await future
-                        finally:
-                            waiter.future = None
-                    else:
+                        if not port.is_open:
+                            break  # closed while it waited for the lock: nobody would wake it
+                        # No await since that look: every wake from here on finds the future.
                         await self._sleep(loop, waiter, deadline)
-                    if self.inboxes.count and len(keys) == 1 and keys[0][-1] != "!":
-                        got = self._take_drained(keys[0])
+                        got = self._take_drained(waiter)
                         if got is not None:
-                            waiter.found_in_inbox = True
                             return got
-                    if waiter.is_late:
-                        return self._last_look(keys, homes)
+                        if waiter.state == LATE:
+                            return self._last_look(waiter.keys, waiter.homes)
+                finally:
+                    port.remove(waiter)
             finally:
-                port.remove(waiter, got=took)
+                if waiter.state != GONE:  # a signal handler raised while it left
+                    port.remove(waiter)
             self._check_not_closed(closings)
             port = self.site.port_of(loop)
+
+    async def _look_and_park(
+        self,
+        waiter: Waiter,
+        port: Port,
+        closings: int,
+        pause: Callable[[float], Awaitable[None]],
+    ) -> Received | None:
+        """Return a message if there is one; ``None``: parked, or closed."""
+        keys, homes = waiter.keys, waiter.homes
+        if waiter.state == LOOKING:
+            if self._parks_at_once(keys, homes, port):
+                return None
+        else:
+            got = self._take_after_ring(waiter, port)
+            if got is not None:
+                return got
+        try:
+            return self._take(keys, homes, port, waiter)
+        except LockBusy:
+            waiter.wake()  # others may leave it their parked bit
+            take = partial(self._take_if_open, closings, keys, homes, port, waiter)
+            return await self.site.patiently(pause, take)
 
     async def _spin(
         self, port: Port, keys: tuple[str, ...], homes: tuple[str, ...], deadline: float | None
@@ -250,22 +254,24 @@ class Reception:
         if self.site.closings != closings:
             raise LayerClosed(f"the channel layer {self.site.prefix!r} was closed during a receive")
 
-    async def _sleep(self, loop: HostLoop, waiter: Waiter, deadline: float) -> None:
+    async def _sleep(self, loop: HostLoop, waiter: Waiter, deadline: float | None) -> None:
         """Wait until woken, or until the time is over."""
-        future = waiter.future
-        assert future is not None
+        future = loop.create_future()
+        waiter.sleep_on(future)
+        if deadline is None:
+            await future
+            return
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), waiter.time_is_over)
         try:
             await future
         finally:
-            waiter.future = None
             timer.cancel()
 
     def _parks_at_once(self, keys: tuple[str, ...], homes: tuple[str, ...], port: Port) -> bool:
         """Whether a first look could be spared: one home, and it is empty."""
         return (
             len(homes) == 1
-            and not (self.inboxes.count and self._lies_in_inbox(keys))
+            and not (self.inboxes.by_home and self._lies_in_inbox(keys))
             and self.site.messages.slots.park_one(homes[0], port.slot, port.token)
         )
 
@@ -305,11 +311,17 @@ class Reception:
                     limit=_BATCH,
                     wanted=port.waited_names(),
                 )
-            except (LockBusy, IPCError):
+                if taken.more:
+                    port.look_soon()
+                drops = self._deliver()
+            except LockBusy:
                 return False
-            if taken.more:
-                port.look_soon()
-            drops = self._deliver(home, taken.messages)
+            except IPCError:
+                self._deliver_after_all()
+                return False
+            except BaseException:
+                self._deliver_after_all()
+                raise
         loop = port.loop()
         if drops and loop is not None:
             loop.call_soon(self._report, drops)  # whatever the callback raises, the loop goes on
@@ -332,48 +344,82 @@ class Reception:
             self._turn += 1
             turn = self._turn % len(homes)
             homes = homes[turn:] + homes[:turn]
-        elif port is not None and waiter is not None and waiter.parked:
-            got = self._take_after_ring(keys, homes[0], port)
-            if got is not None:
-                return got
         if self._owed:
             self._pay()
         if all(home[-1] != "!" for home in homes):
             taken = self._take_messages(keys, homes, port, waiter)
-            return self._decoded(taken.messages[0]) if taken.messages else None
+            if not taken.messages:
+                return None
+            if waiter is not None:
+                waiter.has_taken()
+            return self._decoded(taken.messages[0])
         with self.site.mutex:  # so that what two loops drain arrives in the order it was drained
             while True:
                 got = self._find_in_inbox(keys, waiter)  # another thread's drain, or the last one
                 if got is not None:
                     return got
-                taken = self._take_messages(keys, homes, port, waiter)
-                if waiter is not None:
-                    waiter.has_duty = False
-                if not taken.messages:
-                    return None
-                first = taken.messages[0]
-                mine = not first.group_version and (first.name in keys or taken.home in keys)
-                rest = taken.messages[1:] if mine else taken.messages
-                if drops := self._deliver(taken.home, rest):
+                try:
+                    mine, drops = self._drain(keys, homes, port, waiter)
+                except LockBusy:
+                    raise
+                except BaseException:
+                    self._deliver_after_all()
+                    raise
+                if drops:
                     self._report(drops)
-                if mine:
-                    if first.leaf:
-                        self._owe(first.leaf, first.leaf_ident)
-                    return self._decoded(first)
+                if mine is not None:
+                    if mine.leaf:
+                        self._owe(mine.leaf, mine.leaf_ident)
+                    return self._decoded(mine)
+                if drops is None:
+                    return None
+
+    def _drain(
+        self,
+        keys: tuple[str, ...],
+        homes: tuple[str, ...],
+        port: Port | None,
+        waiter: Waiter | None,
+    ) -> tuple[Popped | None, list[Drop] | None]:
+        """Take what there is, put it into the inboxes, and return the first if it is for ``keys``.
+
+        Returns:
+            That one, and what found no room; of the second ``None`` if nothing was there at all.
+        """
+        taken = self._take_messages(keys, homes, port, waiter)
+        if waiter is not None:
+            waiter.has_looked()
+        if not taken.messages:
+            return None, None
+        mine = None
+        first = taken.messages[0]
+        if not first.group_version and (first.name in keys or taken.home in keys):
+            if taken.home[-1] == "!":
+                self.site.messages.in_hand.popleft()
+            mine = first
+            if waiter is not None:
+                waiter.has_taken()
+        return mine, self._deliver()
 
     def _find_in_inbox(self, keys: tuple[str, ...], waiter: Waiter | None) -> Received | None:
-        if not self.inboxes.count or not self._lies_in_inbox(keys):
+        if not self.inboxes.by_home or not self._lies_in_inbox(keys):
             return None
         got = self._take_from_inboxes(keys)
         if got is not None and waiter is not None:
-            waiter.found_in_inbox = True
+            waiter.was_served()
         return got
 
-    def _take_after_ring(self, keys: tuple[str, ...], home: str, port: Port) -> Received | None:
+    def _take_after_ring(self, waiter: Waiter, port: Port) -> Received | None:
         """Take what one waiter, alone on its home, was most likely rung for."""
-        if len(keys) > 1 or not port.is_alone(home):
+        keys, homes = waiter.keys, waiter.homes
+        if len(keys) != 1 or not port.waiting.is_alone(homes[0]):
             return None
-        return self.take_now(keys[0], home, rung=True)
+        got = self._find_in_inbox(keys, waiter)
+        if got is None:
+            got = self.take_now(keys[0], homes[0], rung=True)
+            if got is not None:
+                waiter.has_taken()
+        return got
 
     def take_now(self, key: str, home: str, *, rung: bool = False) -> Received | None:
         """Take the next message of one channel, in the ordinary cases; else see ``receive``."""
@@ -384,10 +430,10 @@ class Reception:
             taken = messages.take_one(key, rung=rung)
         else:
             seems_there = rung or messages.may_have(home)
-            if not seems_there and not (self.inboxes.count and self.inboxes.has(key)):
+            if not seems_there and not (self.inboxes.by_home and self.inboxes.has(key)):
                 return None
             with self.site.mutex:
-                if self.inboxes.count and self.inboxes.has(key):
+                if self.inboxes.by_home and self.inboxes.has(key):
                     got = self._take_from_inboxes((key,))
                     if got is not None:
                         return got
@@ -406,13 +452,13 @@ class Reception:
         port: Port | None,
         waiter: Waiter | None,
     ) -> Taken:
-        alone = port.only_waited_by(waiter) if port and waiter else ()
+        alone = port.waiting.only_by(waiter) if port and waiter else ()
         shared = port is not None and len(alone) < len(homes)
         taken = self.site.messages.take(
             homes,
             slot=port.slot if port else None,
             token=port.token if port else 0,
-            leave=alone if waiter and (waiter.parked or waiter.was_woken or shared) else (),
+            leave=alone if waiter and (waiter.state != LOOKING or shared) else (),
             stay=shared,
             limit=_BATCH if keys != homes else 1,
             wanted=port.waited_names() if port else keys,
@@ -447,38 +493,61 @@ class Reception:
                     self._owe(gone.leaf, gone.leaf_ident)
         return None if found is None else (found[0], _codec.decode(found[1].body))
 
-    def _take_drained(self, key: str) -> Received | None:
+    def _take_drained(self, waiter: Waiter) -> Received | None:
         """Do the same for one full name in the usual case, straight: for each of thousands."""
+        keys = waiter.keys
+        if not self.inboxes.by_home or len(keys) != 1 or keys[0][-1] == "!":
+            return None
         site = self.site
         with site.mutex:
             words = site.messages.segment.words
             if words is None or words[_EPOCH] != self.inboxes.epoch:
                 return None
-            entry = self.inboxes.pop_alone(key, time.monotonic_ns())
-        return None if entry is None else (key, _codec.decode(entry.body))
+            entry = self.inboxes.pop_alone(waiter.homes[0], keys[0], time.monotonic_ns())
+        if entry is None:
+            return None
+        waiter.was_served()
+        return keys[0], _codec.decode(entry.body)
 
     # -- inboxes -------------------------------------------------------------------------
 
-    def _deliver(self, home: str, messages: Sequence[Popped]) -> list[Drop]:
-        """Put drained messages where their readers look, and wake those; what had no room?"""
-        left: list[str] = []
+    def _deliver(self) -> list[Drop]:
+        """Put drained messages where their readers look, and wake those; what had no room?
+
+        Called with the mutex held. It can be done again: what an interrupt left in hand is put
+        then, and once.
+        """
+        in_hand = self.site.messages.in_hand
+        left: dict[str, list[str]] = {}
         drops: list[Drop] = []
-        with self.site.mutex:
-            self._check_inbox_epoch()
-            for message in messages:
-                names: Sequence[str] = (message.name,)
+        self._check_inbox_epoch()
+        while in_hand:
+            entry, names = in_hand[0]
+            if not isinstance(entry, Entry):
+                home, message = entry, names
+                names = (message.name,)
                 if message.group_version:
                     names = self._with_room(message.members, drops)
-                if names:
-                    entry = Entry(
-                        home, message.body, message.deadline_ns, message.leaf, message.leaf_ident
-                    )
-                    self.inboxes.put(entry, names)
-                    left += names
+                entry = Entry(
+                    home, message.body, message.deadline_ns, message.leaf, message.leaf_ident
+                )
+                in_hand[0] = entry, names  # so that it is the same one if this is done again
+            if names:
+                self.inboxes.put(entry, names)
+                left.setdefault(entry.home, []).extend(names)
+            in_hand.popleft()
         for port in self.site.ports() if left else ():
-            port.wake_each(left)
-            port.wake(home, len(left))
+            for home, names in left.items():
+                port.wake_each(names)
+                port.wake(home, len(names))
         return drops
+
+    def _deliver_after_all(self) -> None:
+        """Put what an exception in the middle of a drain left in hand, and wake whoever has any."""
+        drops = self._deliver()
+        self.on_safety()
+        if drops:
+            self._report(drops)
 
     def _report(self, drops: Sequence[Drop]) -> None:
         """Count what found no room in an inbox, and say so."""
@@ -487,7 +556,7 @@ class Reception:
 
     def _with_room(self, members: Sequence[str], drops: list[Drop]) -> Sequence[str]:
         """Return the members whose inbox is not full, and note the others."""
-        if not self.inboxes.count:
+        if not self.inboxes.by_home:
             return members
         depth_of = self.inboxes.depth
         served = []
@@ -546,7 +615,7 @@ class Reception:
 
     def on_safety(self) -> None:
         """Drop what has expired in the inboxes, and wake whoever could have what is there."""
-        if not self.inboxes.count:
+        if not self.inboxes.by_home:
             return
         with self.site.mutex:
             for one in self.inboxes.expire(time.monotonic_ns()):

@@ -2,7 +2,7 @@
 
 A receive rests if it waits on asyncio and for ever for one full name below a process-specific
 home, beside others, on a loop that is parked there; it is served with what was drained for it
-when the loop was rung. These do what ``Port.add``, a look, ``Inboxes.pop`` and ``Port.remove``
+when the loop was rung. These do what ``Waiting.add``, a look, ``Inboxes.pop`` and ``Port.remove``
 do in the general case, and decline whatever is not ordinary; ``Reception`` then does the work.
 
 Measured, per member of a group message for 2,000 in one process: 8.4 µs through the general case,
@@ -19,19 +19,35 @@ from . import _codec
 from . import _layout as L
 from ._inbox import Inboxes
 from ._own import here
-from ._port import Waiter
+from ._port import Port
 from ._site import Site
+from ._waiting import GONE, LOOKING, TOLD, Waiter
 
-__all__ = ["give_up", "rest", "served"]
+__all__ = ["Resting", "give_up", "may_rest", "rest", "served"]
 
 _EPOCH, _IDENT = L.EPOCH, L.IDENT
 _SENT, _TAKEN, _PARKED = L.CH_SENT, L.CH_TAKEN, L.CH_PARKED
 
 
-def rest(site: Site, inboxes: Inboxes, key: str, home: str, spin_rounds: int) -> Waiter | None:
-    """Begin to wait for a name; ``None`` if there may be something, or this is not the place.
+class Resting(Waiter):
+    """A waiter that rests.
 
-    Whoever gets a waiter awaits its future, then asks ``served``; if the await raises, ``give_up``.
+    Attributes:
+        port: where it rests.
+        closings: what ``Site.closings`` was when it began to.
+    """
+
+    __slots__ = ("closings", "port")
+
+    port: Port
+    closings: int
+
+
+def may_rest(site: Site, key: str, home: str, spin_rounds: int) -> Resting | None:
+    """Return a waiter for a name; ``None`` if there may be something, or this is not the place.
+
+    Whoever gets one calls ``rest``, awaits its future and asks ``served``; if any of that raises,
+    ``give_up``.
     """
     if here[0] != site.attached_by:
         return None
@@ -47,73 +63,86 @@ def rest(site: Site, inboxes: Inboxes, key: str, home: str, spin_rounds: int) ->
     port = site.port_by_loop.get(id(loop))
     if loop is None or port is None or not port.fittings.open:
         return None
-    homes = port.homes
+    waiting = port.waiting
     slot = port.slot
     # Read without the lock. Whoever takes the bit away rings the loop first, and that ring
     # is still to be answered by it: on this very thread, which is here now.
     if (
         not words[record + _PARKED + (slot >> 6)] >> (slot & 63) & 1
         or words[record + _IDENT] != ident
-        or home not in homes
-        or key in port.waiters
+        or home not in waiting.by_home
+        or key in waiting.by_key
         or (spin_rounds and port.spin.is_due())  # last: being asked is counted
     ):
         return None
     if port.spare:  # making one anew takes a twentieth of a member's time
-        waiter = port.spare.pop()
+        waiter: Resting = port.spare.pop()
         waiter.keys = (key,)
         waiter.homes = (home,)
-        waiter.was_woken = False
     else:
-        waiter = Waiter((key,), (home,))
-        waiter.parked = True
+        waiter = Resting((key,), (home,))
         waiter.port = port
-    port.waiters[key] = waiter
-    homes[home] += 1
-    port.waiter_count += 1
     waiter.closings = site.closings
-    waiter.future = loop.create_future()
-    if inboxes.count and key in inboxes.by_name:
-        waiter.wake()  # it lies there already
     return waiter
 
 
-def served(site: Site, inboxes: Inboxes, waiter: Waiter) -> dict[str, Any] | None:
+def rest(waiter: Resting, inboxes: Inboxes) -> asyncio.Future[None]:
+    """Begin to wait, right after ``may_rest``; what to await is returned."""
+    port = waiter.port
+    waiter.state = LOOKING
+    (key,) = waiter.keys
+    (home,) = waiter.homes
+    by_home = port.waiting.by_home
+    others = by_home[home]
+    if isinstance(others, Waiter):
+        by_home[home] = {others: None, waiter: None}
+    else:
+        others[waiter] = None
+    port.waiting.by_key[key] = waiter
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    waiter.sleep_on(future)
+    if home in inboxes.by_home and key in inboxes.by_home[home]:
+        waiter.wake()  # it lies there already
+    return future
+
+
+def served(site: Site, inboxes: Inboxes, waiter: Resting) -> dict[str, Any] | None:
     """Return the message that woke one which rested; ``None``: it has to look for itself.
 
     Raises:
-        SegmentCorrupt: the message was damaged; the wait is over.
+        SegmentCorrupt: the message was damaged.
     """
-    waiter.future = None
-    key = waiter.keys[0]
-    try:
-        with site.mutex:
-            words = site.messages.segment.words
-            if words is None or words[_EPOCH] != inboxes.epoch:
-                return None
-            entry = inboxes.pop_alone(key, time.monotonic_ns())
-        if entry is None:
+    (key,) = waiter.keys
+    (home,) = waiter.homes
+    with site.mutex:
+        words = site.messages.segment.words
+        if words is None or words[_EPOCH] != inboxes.epoch:
             return None
-        message = _codec.decode(entry.body)
-    except BaseException:
-        give_up(waiter)
-        raise
+        entry = inboxes.pop_alone(home, key, time.monotonic_ns())
+    if entry is None:
+        return None
+    message = _codec.decode(entry.body)
     port = waiter.port
-    home = entry.home
-    homes = port.homes
-    count = homes[home]
-    if count == 1 or waiter.has_duty or port.waiters[key] is not waiter:
-        waiter.found_in_inbox = True
-        port.remove(waiter, got=False)
-    else:  # nobody woke it for anything else: as good as new, but for having been woken
+    waiting = port.waiting
+    others = waiting.by_home[home]
+    if (
+        waiter.state == TOLD  # and not rung as well
+        and not isinstance(others, Waiter)
+        and len(others) > 1  # the parked bits are theirs
+        and waiting.by_key[key] is waiter
+    ):
+        del waiting.by_key[key]
+        del others[waiter]
+        waiter.state = GONE
         port.spare.append(waiter)
-        del port.waiters[key]
-        homes[home] = count - 1
-        port.waiter_count -= 1
+    else:
+        waiter.was_served()
+        port.remove(waiter)
     return message
 
 
-def give_up(waiter: Waiter) -> None:
-    """End the wait of one that rested: it was cancelled, say. What woke it is passed on."""
-    waiter.future = None
-    waiter.port.remove(waiter, got=False)
+def give_up(waiter: Resting) -> None:
+    """End the wait of one that rested and was not served. It can be done again."""
+    if waiter.state != GONE:
+        waiter.port.remove(waiter)

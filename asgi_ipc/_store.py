@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Container, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import _fast
 from . import _layout as L
@@ -70,7 +71,13 @@ NOTHING = Taken("", (), False)
 
 
 class MessageStore:
-    """Queues, slots and counters of one messages segment."""
+    """Queues, slots and counters of one messages segment.
+
+    Attributes:
+        in_hand: what ``take`` took from process-specific homes, as ``(home, message)``, listed
+            before the commit that takes it: an interrupted caller finds it here. Whoever takes
+            holds the site's mutex, and empties this.
+    """
 
     def __init__(self, segment: Segment, bells: Bells, members_at: MembersAt) -> None:
         self.segment = segment
@@ -83,6 +90,7 @@ class MessageStore:
         self._sends = 0
         self._fulls = Throttle()
         self.on_dead_homes: Callable[[], None] = lambda: None  # with no lock held
+        self.in_hand: deque[Any] = deque()
 
     def forget(self) -> None:
         """Drop every remembered offset: the segment was flushed or replaced."""
@@ -404,13 +412,25 @@ class MessageStore:
                     if stay and not more and home not in leave:
                         plan[record + L.CH_PARKED + (slot >> 6)] |= 1 << (slot & 63)
                 if plan:
-                    self.segment.commit(plan)
+                    self._commit_taken(plan, record, home, popped)
                 if popped:
                     self.slots.reap_dead()
                     return Taken(home, popped, more)
         if slot is not None:
             self.slots.park(homes, slot, token)
         return NOTHING
+
+    def _commit_taken(self, plan: Plan, record: int, home: str, popped: Sequence[Popped]) -> None:
+        words = self.segment.words
+        before = words[record + L.CH_TAKEN]
+        try:
+            if home[-1] == "!":
+                self.in_hand.extend([(home, message) for message in popped])
+            self.segment.commit(plan)
+        except BaseException:  # a signal handler's: was it before the commit point, or after it?
+            if not words[L.LOG_N] and words[record + L.CH_TAKEN] == before:
+                self.in_hand.clear()
+            raise
 
     def take_one(
         self, home: str, name: str | None = "", *, rung: bool = False

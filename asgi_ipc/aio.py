@@ -28,7 +28,7 @@ from ._own import here
 from ._port import HostLoop
 from ._queues import EXCLUDED_LIMIT
 from ._reception import Reception
-from ._resting import give_up, rest, served
+from ._resting import give_up, may_rest, rest, served
 from ._segment import LockBusy
 from ._site import Site
 from ._store import MANY, Letter
@@ -360,22 +360,24 @@ class AsyncIPCChannelLayer:
         reception = self._reception
         waiter = None
         if name is not home:
-            waiter = rest(self._site, reception.inboxes, name, home, reception.spin_rounds)
+            waiter = may_rest(self._site, name, home, reception.spin_rounds)
         if waiter is None:
             got = reception.take_now(name, home)
             if got is None:
                 got = await reception.receive((name,), (home,), True, None, self.pause)
         else:
             try:
-                assert waiter.future is not None
-                await waiter.future
+                await rest(waiter, reception.inboxes)
+                message = served(self._site, reception.inboxes, waiter)
+                if message is not None:
+                    return message
+                got = await reception.go_on(waiter, waiter.port, waiter.closings, self.pause)
             except BaseException:
-                give_up(waiter)
+                try:
+                    give_up(waiter)
+                finally:
+                    give_up(waiter)  # does nothing, unless a signal handler cut that short
                 raise
-            message = served(self._site, reception.inboxes, waiter)
-            if message is not None:
-                return message
-            got = await reception.go_on(waiter, self.pause)
         assert got is not None
         return got[1]
 

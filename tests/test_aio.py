@@ -289,8 +289,8 @@ async def test_a_cancelled_receive_leaves_no_waiter(make_layer: MakeLayer) -> No
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     (port,) = layer._site.ports()
-    assert not port.waiters
-    assert not port.homes
+    assert not port.waiting.by_key
+    assert not port.waiting.by_home
 
 
 async def test_many_waiters_of_one_channel_share_its_messages(make_layer: MakeLayer) -> None:

@@ -16,7 +16,7 @@ import asgi_ipc
 ROOMS = [
     {"exceptions", "_layout", "_own"},
     {"_scratch", "_spin", "_throttle", "_witness"},
-    {"names", "capacity", "_codec", "_blocking", "_opening"},
+    {"names", "capacity", "_codec", "_blocking", "_opening", "_waiting"},
     {"_segment"},
     {"_heap", "_check"},
     {"_table"},

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asgi_ipc import _inbox
 from asgi_ipc._inbox import Entry, Inboxes
+
+from .interrupting import interrupted
 
 NEVER_NS = 1 << 62
 
@@ -85,13 +92,19 @@ def test_clearing_forgets_everything() -> None:
 
 
 def test_a_home_nobody_asks_for_keeps_no_dead_entries() -> None:
-    """Reading by full name alone keeps the home's own order list bounded."""
+    """What was read by its full name is let go of, also below a home that is read as a whole."""
     inboxes = Inboxes()
-    put(inboxes, "a!stays")
-    for _ in range(10_000):
-        put(inboxes, "a!x")
-        inboxes.pop("a!x", 0, [])
-    assert len(inboxes._by_home["a!"].batches) < 200
+    for _ in range(100):
+        put(inboxes, "a!stays", b"stays")
+    inboxes.pop_home("a!", 0, [])
+    for _ in range(100):
+        inboxes.put(Entry("a!", b"gone", NEVER_NS), ["a!x", "a!y"])
+        for name in ("a!x", "a!y"):
+            inboxes.pop(name, 0, [])
+    gc.collect()
+    alive = [one.body for one in gc.get_objects() if isinstance(one, Entry)]
+    assert alive.count(b"gone") == 0
+    assert alive.count(b"stays") == 99
 
 
 def test_a_group_message_is_one_entry_under_all_its_names() -> None:
@@ -147,3 +160,77 @@ def test_any_sequence_agrees_with_one_list(steps: list[tuple[str, str, int]]) ->
             met = wanted if not live else wanted[: wanted.index(live[0]) + 1]
             model = [one for one in model if one not in met]
         assert inboxes.count == len(model)
+
+
+def filled() -> Inboxes:
+    """Make inboxes with something of every kind: alone, several, of a group, expired."""
+    inboxes = Inboxes()
+    put(inboxes, "a!x", b"old", 5)
+    put(inboxes, "a!x", b"1")
+    put(inboxes, "a!y", b"2")
+    inboxes.put(Entry("a!", b"3", NEVER_NS), ["a!x", "a!y", "a!z"])
+    put(inboxes, "b!x", b"4")
+    return inboxes
+
+
+def contents(inboxes: Inboxes) -> list[tuple[str, bytes]]:
+    """Take everything out by full name, in order."""
+    return [
+        (name, body)
+        for name in sorted(inboxes.names())
+        for body in bodies(inboxes, name, now_ns=10)
+    ]
+
+
+TAKES: dict[str, Callable[[Inboxes], object]] = {
+    "alone": lambda inboxes: inboxes.pop_alone("a!", "a!z", 10),
+    "the last of its home": lambda inboxes: inboxes.pop_alone("b!", "b!x", 10),
+    "first": lambda inboxes: inboxes.pop("a!x", 10, []),
+    "second": lambda inboxes: (inboxes.pop_home("a!", 10, []), inboxes.pop("a!x", 10, []))[1],
+    "of a home": lambda inboxes: inboxes.pop_home("a!", 10, []),
+    "the only one of a home": lambda inboxes: inboxes.pop_home("b!", 10, []),
+    "expired": lambda inboxes: inboxes.expire(10),
+}
+
+
+@pytest.mark.parametrize("take", TAKES)
+def test_an_interrupt_loses_the_message_in_hand_alone(take: str) -> None:
+    """Wherever it comes while one is taken, the others are there, in order, and count."""
+    for place in range(1000):
+        inboxes = filled()
+        before = contents(filled())
+        with interrupted(place, [_inbox]) as interrupt:
+            TAKES[take](inboxes)
+        if not interrupt.where:
+            break
+        count = inboxes.count
+        left = contents(inboxes)
+        lost = list(before)
+        for one in left:
+            lost.remove(one)
+        assert len(lost) <= (2 if take == "second" else 1), interrupt.where
+        assert [one for one in before if one not in lost] == left, interrupt.where
+        assert count - len(left) in (0, 1), interrupt.where  # what is expired counts till it goes
+        assert not inboxes.names(), interrupt.where
+        assert not any(inboxes.has(key) for key in ("a!", "b!", "a!x", "b!x")), interrupt.where
+        put(inboxes, "a!x", b"next")
+        assert bodies(inboxes, "a!") == [b"next"]
+    assert place > 5
+
+
+def test_putting_goes_on_after_an_interrupt() -> None:
+    """What is put again is put once."""
+    names = ["a!x", "a!y", "a!z", "a!new"]
+    done = filled()
+    done.put(Entry("a!", b"put", NEVER_NS), names)
+    expected = contents(done)
+    for place in range(1000):
+        inboxes = filled()
+        entry = Entry("a!", b"put", NEVER_NS)
+        with interrupted(place, [_inbox]) as interrupt:
+            inboxes.put(entry, names)
+        if not interrupt.where:
+            break
+        inboxes.put(entry, names)
+        assert contents(inboxes) == expected, interrupt.where
+    assert place > 10

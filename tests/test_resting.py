@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from asgi_ipc._codec import encode
 from asgi_ipc._inbox import Entry
+from asgi_ipc._waiting import ASLEEP, RUNG
 from asgi_ipc.exceptions import SegmentCorrupt
 
 from .stepping import World, drive
@@ -35,7 +37,7 @@ def test_nothing_is_left_when_all_are_served(make_world: MakeWorld) -> None:
     world.settle()
     assert all(task.done() for task in tasks)
     (port,) = world.layers[0]._site.ports()
-    assert not port.waiters and not port.homes and not port.waiter_count
+    assert not port.waiting.by_key and not port.waiting.by_home
     slots = world.layers[0]._site.messages.slots
     record = slots.records.find("x!")
     assert record and not slots.records.is_parked(record)
@@ -84,7 +86,8 @@ def test_who_was_rung_for_a_home_and_is_served_lets_another_look(make_world: Mak
     drive(world.outside.group_send("only.b", {}))
     world.lock()
     assert world.loops[0].step()
-    assert [waiter.has_duty for waiter in port._waiting("x!a")] == [True]
+    waiter: Any = port.waiting.by_key["x!a"]
+    assert waiter.state == RUNG
     world.unlock()
     assert drive(world.layers[0].receive_async(["x!d", "x!e"], block=False)) == ("x!d", {"n": 1})
     world.settle()
@@ -126,7 +129,7 @@ def test_damage_met_while_leaving_is_what_is_raised(
         port.wake("x!a", 1)
         world.settle()
     assert isinstance(task.exception(), SegmentCorrupt)
-    assert not port.waiters and not port.homes and not port.waiter_count
+    assert not port.waiting.by_key and not port.waiting.by_home
     world.waiting.clear()
 
 
@@ -146,9 +149,10 @@ def test_a_waiter_that_is_used_again_is_as_good_as_new(make_world: MakeWorld) ->
     world.send("x!a")
     world.settle()
     (port,) = world.layers[0]._site.ports()
+    spare: Any
     (spare,) = port.spare
     world.wait(0, "x!d")
-    assert port.waiters["x!d"] is spare and not port.spare
-    assert (spare.keys, spare.homes) == (("x!d",), ("x!",))
-    assert spare.future is not None and not spare.future.done()
-    assert not (spare.was_woken or spare.has_duty or spare.found_in_inbox or spare.is_late)
+    assert dict[str, Any](port.waiting.by_key)["x!d"] is spare
+    assert not port.spare
+    assert (spare.keys, spare.homes, spare.state) == (("x!d",), ("x!",), ASLEEP)
+    assert not spare.future.done()

@@ -631,7 +631,7 @@ if os.fork() == 0:
     sys.exit(0)
 os.wait()
 def close_when_it_waits():
-    while not any(port.waiter_count for port in layer.core._site.ports()):
+    while not any(port.waiting.by_key for port in layer.core._site.ports()):
         os.sched_yield()
     layer.close()
 closer = threading.Thread(target=close_when_it_waits)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc._port import Waiter
+from asgi_ipc._waiting import Waiter
 from asgi_ipc.exceptions import ChannelFull, IPCError
 
 from .stepping import World, drive
@@ -54,19 +55,18 @@ def test_a_message_wakes_one_reader_of_a_home(
     world = make_world(1)
     for _ in range(20):
         world.wait(0, "x!")
-    woken = 0
-    wake = Waiter.wake
+    slept = 0
+    sleep_on = Waiter.sleep_on
 
-    def counted(waiter: Waiter) -> bool:
-        nonlocal woken
-        was_asleep = wake(waiter)
-        woken += was_asleep
-        return was_asleep
+    def counted(waiter: Waiter, future: asyncio.Future[None]) -> None:
+        nonlocal slept
+        slept += 1
+        sleep_on(waiter, future)
 
-    monkeypatch.setattr(Waiter, "wake", counted)
+    monkeypatch.setattr(Waiter, "sleep_on", counted)
     world.send("x!a")
     world.settle()
-    assert woken == 1
+    assert slept == 0  # who is woken in vain sleeps again
     assert world.problem() is None
 
 

@@ -35,7 +35,7 @@ async def state() -> dict[str, Any]:
     }
     if server is not None:
         found |= server.statistics()
-        found["waiters"] = sum(port.waiter_count for port in server.layer._site.ports())
+        found["waiters"] = sum(len(port.waiting.by_key) for port in server.layer._site.ports())
         found |= await server.layer.global_statistics()
         found["inbox"] = server.layer._reception.inboxes.count
     return found

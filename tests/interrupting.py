@@ -1,0 +1,80 @@
+"""Exceptions at every place where a signal handler could raise one.
+
+Python runs handlers between bytecodes, on the main thread, when a function begins, when a call
+returns, and when a loop goes round. A trace function that raises at the n-th line, call or return
+of chosen modules is the same and a little more, and is always the same for the same n.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import sys
+from collections.abc import Callable, Iterable
+from types import CodeType, FrameType, ModuleType, TracebackType
+from typing import Any, Self
+
+__all__ = ["Interrupt", "interrupted"]
+
+
+class Interrupt(BaseException):
+    """What the handler raises."""
+
+
+class interrupted:  # noqa: N801 - reads as a word of the `with` it is for
+    """Raise ``Interrupt`` at one place of some modules, for the thread that enters.
+
+    Attributes:
+        where: the place it was raised at; empty if there were not so many.
+    """
+
+    def __init__(self, place: int, modules: Iterable[ModuleType]) -> None:
+        self.where = ""
+        self._left = place
+        self._files = {module.__file__ for module in modules}
+
+    def __enter__(self) -> Self:
+        self._before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        sys.settrace(self._before)
+        return kind is Interrupt
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
+        if self.where or frame.f_code.co_filename not in self._files:
+            return None
+        if event == "exception" or (event != "line" and _may_suspend(frame.f_code)):
+            return self._trace
+        if event == "line" and _is_whole(frame):
+            return self._trace
+        self._left -= 1
+        if self._left < 0:
+            self.where = f"{event} {frame.f_code.co_qualname}:{frame.f_lineno}"
+            raise Interrupt(self.where)
+        return self._trace
+
+
+def _may_suspend(code: CodeType) -> bool:
+    """Whether a call or a return may be that of a coroutine that goes on, or will.
+
+    What is raised as it goes on does not run its ``finally``, as no handler could do.
+    """
+    return bool(
+        code.co_flags & (inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
+    )
+
+
+def _is_whole(frame: FrameType) -> bool:
+    """Whether no handler can run before a line: it ends a ``with`` block, or unlocks.
+
+    ``__exit__`` and what ``finally`` begins with are called with no check for signals before it.
+    """
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return line.lstrip().startswith("with ") or "_UNLOCK)" in line
