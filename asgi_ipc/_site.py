@@ -32,7 +32,7 @@ from ._store import MessageStore
 from ._witness import Witness
 from .exceptions import IPCError
 
-__all__ = ["Site"]
+__all__ = ["Site", "drop_dead_homes"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -372,24 +372,10 @@ class Site:
     def drop_dead_homes(self, homes: Iterable[str] = ()) -> None:
         """Drop the memberships of homes whose owner is proven dead: these, and others that wait.
 
-        Proven, and the version of that moment read, in one hold of the lock. Whoever joins later
-        has made sure before that there is no dead owner any more (``aio.group_add``), and stays.
-        Whoever is killed in between leaves the owner there: the next one begins anew.
-
         Raises:
             LockBusy: begun, perhaps, and to be called again.
         """
-        slots = self.messages.slots
-        wanted = {*slots.dead_homes, *homes}
-        owners, version = self.messages.segment.transact(self._prove_dead, wanted)
-        if owners:
-            self.groups.drop_homes(owners, version)
-            self.messages.segment.transact(slots.disown, owners)
-        slots.dead_homes.difference_update(wanted)
-
-    def _prove_dead(self, homes: Iterable[str]) -> tuple[dict[str, int], int]:
-        owners = self.messages.slots.owners_of_dead(homes)
-        return owners, self.groups.version() if owners else 0
+        drop_dead_homes(self.messages, self.groups, homes)
 
     def _drop_dead_homes(self) -> None:
         try:
@@ -430,6 +416,27 @@ class Site:
             except LockBusy:
                 delay = min(delay * 2, 0.05, self.lock_timeout / _FEWEST_TRIES)
         raise self.messages.segment.locked_error()
+
+
+def drop_dead_homes(messages: MessageStore, groups: GroupStore, homes: Iterable[str] = ()) -> None:
+    """Drop the memberships of homes whose owner is proven dead: these, and others that wait.
+
+    Proven, and the version of that moment read, in one hold of the lock. Whoever joins later has
+    made sure before that there is no dead owner any more (``aio.group_add``), and stays. Whoever
+    is killed in between leaves the owner there: the next one begins anew.
+    """
+    slots = messages.slots
+    wanted = {*slots.dead_homes, *homes}
+
+    def prove() -> tuple[dict[str, int], int]:
+        owners = slots.owners_of_dead(wanted)
+        return owners, groups.version() if owners else 0
+
+    owners, version = messages.segment.transact(prove)
+    if owners:
+        groups.drop_homes(owners, version)
+        messages.segment.transact(slots.disown, owners)
+    slots.dead_homes.difference_update(wanted)
 
 
 def _link_to(segment: Segment) -> str:

@@ -19,6 +19,7 @@ from asgi_ipc import _layout as L
 from asgi_ipc._fanout import Envelope, GroupMessage
 from asgi_ipc._membership import GroupStore
 from asgi_ipc._segment import Segment
+from asgi_ipc._site import drop_dead_homes
 from asgi_ipc._store import Letter, MessageStore, Taken
 from asgi_ipc._witness import Life
 from asgi_ipc.exceptions import ChannelFull
@@ -175,6 +176,7 @@ class World:
         """Let the model know what an operation did and whom it rang."""
         op.settle(result)
         rung = {slot for slot, alive in self.ledger.rings if alive}
+        self.dead |= {loop.process for loop in self.loops if loop.dead}
         for loop in self.loops:
             loop.rung = loop.rung or loop.slot in rung
         words = self.inspected[0].words
@@ -398,6 +400,20 @@ class World:
             actor.groups.discard(group, home, channel, int(seconds * SECOND))
 
         return Op(f"discard {channel} from {group}, tombstone {tombstone_s}", actor, run)
+
+    def reap(self, actor: Actor) -> Op:
+        """Free the slots of the dead, one by one."""
+        batch = frozenset({"parked", "owner", "slot", "hint"})
+        return Op("reap", actor, actor.messages.slots.reap_all, piecemeal=batch)
+
+    def drop_dead_homes(self, actor: Actor, homes: Iterable[str] = ()) -> Op:
+        """Drop the members of homes whose owner is dead, one by one; then take them from it."""
+        return Op(
+            f"drop those of {sorted(homes)} whose owner is dead",
+            actor,
+            lambda: drop_dead_homes(actor.messages, actor.groups, homes),
+            piecemeal=frozenset({"member", "owner"}),
+        )
 
     def drop_home(self, actor: Actor, home: str) -> Op:
         """Drop the members of a home, one by one."""
