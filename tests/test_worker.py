@@ -528,6 +528,23 @@ async def test_a_body_is_put_together_from_its_chunks(make_layer: MakeLayer, kin
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_body_of_another_length_than_was_said_is_an_error(
+    make_layer: MakeLayer, kind: str
+) -> None:
+    """Shorter or longer, in the request or in chunks; the handler never sees it."""
+    layer = make_layer()
+    headers = [[b"host", b"x"], [b"content-length", b"4"]]
+    async with serving(_body_worker(layer, kind)):
+        assert await _ask(layer, "http.request", headers=headers, body=b"four") == {"body": b"four"}
+        for body in (b"fo", b"fourty"):
+            answer = await _ask(layer, "http.request", headers=headers, body=body)
+            assert answer == {"error": "ConnectionAbortedError"}
+        await layer.send("http.request.body?c", {"content": b"ur", "more_content": False})
+        asked = {"headers": headers, "body_channel": "http.request.body?c"}
+        assert await _ask(layer, "http.request", **asked) == {"error": "ConnectionAbortedError"}
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
 async def test_a_body_that_does_not_come_is_an_error(make_layer: MakeLayer, kind: str) -> None:
     """One for a client that has gone, another for one that is too slow."""
     layer = make_layer()

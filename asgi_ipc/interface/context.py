@@ -101,6 +101,8 @@ class Context:
         largest = (layer.max_message_bytes or 1 << 62) // 2
         self.inline_body_bytes = min(options.inline_body_bytes, largest)
         self.chunk_bytes = min(options.chunk_bytes, largest)
+        # A request may wait as long as any message, and its worker may then stand still.
+        self.body_expiry = layer.expiry + options.request_timeout
         self._part = part
         self._homes: list[str] = []
         self._home_count = 0
@@ -154,7 +156,9 @@ class Context:
 
     # -- messages ------------------------------------------------------------------------
 
-    async def send_or_drop(self, channel: str, message: dict[str, Any]) -> None:
+    async def send_or_drop(
+        self, channel: str, message: dict[str, Any], expiry: float | None = None
+    ) -> None:
         """Send what need not be consumed; counted if there is no room for it.
 
         A channel that was full is left alone for a moment: a site that does not read
@@ -165,7 +169,7 @@ class Context:
             self.counts.disconnects_dropped += 1
             return
         try:
-            await self.layer.send(channel, message)
+            await self.layer.send(channel, message, expiry=expiry)
         except ChannelFull:
             self.counts.disconnects_dropped += 1
             if "?" not in channel:

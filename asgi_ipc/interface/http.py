@@ -18,7 +18,7 @@ from typing import Any
 
 from ..exceptions import ChannelFull, IPCError, MessageTooLarge
 from .backlog import Backlog
-from .body import BodyChannel, BodyRefused, receive_body
+from .body import BodyChannel, BodyLost, BodyRefused, receive_body
 from .context import Context, logger, new_name
 from .interrupt import Interrupt
 from .messages import (
@@ -71,6 +71,7 @@ class Exchange:
         self._has_started = False
         self._is_complete = False
         self._worker_is_done = False
+        self._body_is_lost = False
         self._trouble: str | None = None
 
     async def run(self) -> None:
@@ -108,24 +109,25 @@ class Exchange:
                     self._watch()
                 await self._bring_response()
             if self._interrupt.fired:
-                self._report_interruption()
+                await self._report_interruption()
         finally:
             await self._end(home)
 
     async def _hand_over(self, body: Backlog) -> bool:
         """Send the request's message; False if that was not possible, and was answered."""
         context, counts = self._context, self._context.counts
+        content = b""
         if body.size > context.inline_body_bytes:
+            # None of it goes into the request, which cannot be taken back.
             self._body_channel = await BodyChannel.make(context)
-            first = body.take_exactly(context.chunk_bytes)
         else:
-            first = body.take_exactly(body.size)
+            content = body.take_exactly(body.size)
         message = request_message(
             self._scope,
             self._name,
             context.options.root_path,
             context.root_path_header,
-            first,
+            content,
             None if self._body_channel is None else self._body_channel.name,
         )
         try:
@@ -142,7 +144,12 @@ class Exchange:
         self._heard_at = time.monotonic()
         return True
 
-    def _report_interruption(self) -> None:
+    async def _report_interruption(self) -> None:
+        if self._body_is_lost:
+            self._context.counts.timed_out += 1
+            logger.warning("504 for %s: its body was not read in time", self._scope["path"])
+            await self._answer(504, "The workers did not read the request body in time.")
+            return
         if self._trouble is None:
             self._context.counts.aborted += 1
             return
@@ -257,7 +264,7 @@ class Exchange:
         while True:
             self._emptied_at = now = time.monotonic()
             if self._body_channel is not None:  # a worker that reads it is alive
-                self._heard_at = max(self._heard_at, self._body_channel.sent_at)
+                self._heard_at = max(self._heard_at, self._body_channel.read_at)
             over = self._heard_at + timeout
             if now >= over:
                 return None
@@ -333,7 +340,12 @@ class Exchange:
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         exc = None if task.cancelled() else task.exception()
-        if exc is not None and not self._is_complete:
+        if isinstance(exc, BodyLost):
+            # A worker that answers already may not need it; one that reads on is told.
+            self._body_is_lost = not self._has_started
+            if self._body_is_lost:
+                self._interrupt.fire()
+        elif exc is not None and not self._is_complete:
             self._trouble = str(exc) if isinstance(exc, _CannotFinish) else repr(exc)
             self._interrupt.fire()
 
