@@ -11,14 +11,16 @@ channel layer: those of Channels 1 unchanged, ``asgi_ipc.worker``, or anything e
 What it guarantees:
 
 - A request is answered: by a worker, or with 413, 500, 503 or 504, each for a stated reason.
+- A request's body reaches a worker whole, or as an error.
 - An answer that is not whole never looks as if it were.
 - A slow client holds no worker up before it is ``response_buffer_bytes`` behind; then the
   worker's sends raise ``ChannelFull``. Other connections do not notice.
 - Nothing of a connection is left once it has ended.
 
 Rooms: ``options`` (every setting), ``messages`` (the formats, pure), ``backlog`` (bytes that
-wait), ``context`` (what connections share), ``http`` and ``websocket`` (one connection each),
-``server`` (the application), ``running`` (under uvicorn).
+wait), ``body`` (a request's), ``patience`` (with slow clients), ``context`` (what connections
+share), ``http`` and ``websocket`` (one connection each), ``server`` (the application),
+``running`` (under uvicorn).
 """
 
 from __future__ import annotations

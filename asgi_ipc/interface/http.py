@@ -1,8 +1,8 @@
 """One HTTP request: to the workers, and a worker's response back.
 
 The body is complete before a worker hears of it, so that a slow upload holds nobody up. A
-response of one message, the ordinary case, is awaited and sent by the request's own task. One
-of several messages is read ahead into a `Backlog` that a second task sends from: the worker
+response of one small message, the ordinary case, is awaited and sent by the request's own task.
+Any other is read ahead into a `Backlog` that a second task sends from: the worker
 is done as soon as it has made everything, however slow the client.
 
 A response that has begun and cannot be finished is *cut*: this returns without having said
@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from ..exceptions import ChannelFull, IPCError, MessageTooLarge
-from .backlog import Backlog
+from .backlog import PIECE_BYTES, Backlog
 from .body import BodyChannel, BodyLost, BodyRefused, receive_body
 from .context import Context, logger, new_name
 from .interrupt import Interrupt
@@ -32,6 +32,7 @@ from .messages import (
     parse_start,
     request_message,
 )
+from .patience import Patience, abort_transport
 
 __all__ = ["Exchange"]
 
@@ -72,6 +73,7 @@ class Exchange:
         self._is_complete = False
         self._worker_is_done = False
         self._body_is_lost = False
+        self._first: Chunk | None = None  # of the response, until it is on its way
         self._trouble: str | None = None
 
     async def run(self) -> None:
@@ -188,24 +190,36 @@ class Exchange:
             logger.warning("504 for %s: no answer in %g s", self._scope["path"], timeout)
             await self._answer(504, f"No worker answered within {timeout:g} s.")
             return
+        assert self._first is not None
         head = {"type": "http.response.start", "status": start.status, "headers": start.headers}
         self._has_started = True
-        if not start.more:
-            self._is_complete = True
-            content = b""
-            if self._has_content(start):
-                content = start.content
-                if start.length is None:  # else it would be sent in chunks
-                    start.headers.append((b"content-length", str(len(content)).encode()))
-            await self._send(head)
-            await self._send({"type": "http.response.body", "body": content})
-            return
-        await self._send(head)
         try:
-            await self._stream(start)
+            if start.more or len(self._first.content) > PIECE_BYTES:
+                await self._deliver(head)
+                await self._stream(start)
+                return
+            self._is_complete = True
+            body = {"type": "http.response.body", "body": self._first.content}
+            await self._deliver(head, body)
         except _CannotFinish as exc:
             self._context.counts.cut += 1
             logger.error("response to %s cut: %s", self._scope["path"], exc)
+
+    async def _deliver(self, *messages: dict[str, Any]) -> None:
+        """Send to the client.
+
+        Raises:
+            _CannotFinish: it takes nothing for ``client_timeout``.
+        """
+        timeout = self._context.options.client_timeout
+        try:
+            async with Patience(self._scope, timeout):
+                for message in messages:
+                    await self._send(message)
+        except TimeoutError:
+            self._context.counts.timed_out += 1
+            abort_transport(self._send)
+            raise _CannotFinish(f"its client stood still for {timeout:g} s") from None
 
     def _has_content(self, start: Start) -> bool:
         return self._scope["method"] != "HEAD" and start.status not in BODYLESS
@@ -223,7 +237,13 @@ class Exchange:
         size = len(start.content)
         if not start.more and start.length not in (None, size) and self._has_content(start):
             raise Malformed(f"content-length says {start.length}, the content has {size} bytes")
-        return start
+        is_known = size or self._scope["method"] != "HEAD"  # to which a worker may send nothing
+        if start.length is None and not start.more and start.status not in BODYLESS and is_known:
+            # Else it would be sent in chunks.
+            start.headers.append((b"content-length", str(size).encode()))
+        # Apart, so that nothing holds a large one while it waits for its client.
+        self._first = Chunk(start.content if self._has_content(start) else b"", start.more)
+        return start._replace(content=b"")
 
     async def _next_message(self) -> Chunk:
         """Return the response's next chunk.
@@ -249,10 +269,14 @@ class Exchange:
             )
         self._worker_is_done = not message.get("more_content")
         try:
-            return parse_chunk(message)
+            chunk = parse_chunk(message)
         except Malformed as exc:
             self._context.counts.malformed += 1
             raise _CannotFinish(f"a worker sent no chunk: {exc}") from None
+        if chunk.closed:
+            self._worker_is_done = True
+            raise _CannotFinish("its worker failed, or was stopped, in the middle of it")
+        return chunk
 
     async def _wait_for_message(self) -> dict[str, Any] | None:
         """Return the next message of a channel that is empty now, ``None`` if it is too late.
@@ -296,14 +320,14 @@ class Exchange:
         limit = self._context.options.response_buffer_bytes
         length = start.length if self._has_content(start) else None
         size = 0
-        chunk = Chunk(start.content, start.more)
+        chunk, self._first = self._first, None
+        assert chunk is not None
         while True:
             size += len(chunk.content)
             if length is not None and (size > length or (size < length and not chunk.more)):
                 self._context.counts.malformed += 1
                 raise _CannotFinish(f"content-length says {length}, and {size} bytes came")
-            if chunk.content:
-                backlog.put(chunk.content)
+            await backlog.feed(chunk.content)
             if not chunk.more:
                 backlog.finish()
                 return
@@ -314,21 +338,16 @@ class Exchange:
 
     async def _write(self, backlog: Backlog, has_content: bool) -> None:
         """Send what waits to the client, to the end."""
-        timeout = self._context.options.client_timeout
         while not backlog.is_finished:
             piece = backlog.take()
             if not piece:
                 await backlog.changed()
             elif has_content:
-                body = {"type": "http.response.body", "body": piece, "more_body": True}
-                try:
-                    async with asyncio.timeout(timeout):
-                        await self._send(body)
-                except TimeoutError:
-                    self._context.counts.timed_out += 1
-                    raise _CannotFinish(f"its client stood still for {timeout:g} s") from None
+                await self._deliver(
+                    {"type": "http.response.body", "body": piece, "more_body": True}
+                )
         self._is_complete = True
-        await self._send({"type": "http.response.body", "body": b""})
+        await self._deliver({"type": "http.response.body", "body": b""})
 
     # -- beside it -----------------------------------------------------------------------
 

@@ -128,10 +128,11 @@ class Start(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A response chunk message."""
+    """A response chunk message; ``closed``: its worker gives the response up."""
 
     content: bytes
     more: bool
+    closed: bool = False
 
 
 def is_push(message: Mapping[str, Any]) -> bool:
@@ -159,7 +160,7 @@ def parse_start(message: Mapping[str, Any]) -> Start:
     length = None
     for header in given:
         name, value = _header(header)
-        if name in _HOP_BY_HOP:
+        if name in _HOP_BY_HOP or (name == b"content-length" and status in BODYLESS):
             continue
         if name == b"content-length":
             if not _DIGITS.fullmatch(value) or length not in (None, int(value)):
@@ -203,7 +204,8 @@ def parse_chunk(message: Mapping[str, Any]) -> Chunk:
     """
     if "status" in message:
         raise Malformed("a second message with a status, where a chunk was due")
-    return Chunk(_content(message), bool(message.get("more_content")))
+    closed = bool(message.get("closed"))
+    return Chunk(_content(message), bool(message.get("more_content")), closed)
 
 
 def _content(message: Mapping[str, Any]) -> bytes:

@@ -122,8 +122,8 @@ class InterfaceOptions(_FromEnvironment):
     Attributes:
         request_timeout: seconds a worker may take for a response, and between two chunks of
             one: 504 before it has begun, a cut connection afterwards.
-        client_timeout: seconds a client may stand still in the middle of its request body
-            (408), or of a response that waits for it (cut).
+        client_timeout: seconds a client may stand still before or in its request body (408), or
+            take nothing of a response that waits for it (cut).
         websocket_connect_timeout: seconds a worker may take to accept or refuse.
         websocket_timeout: seconds after which an open websocket is closed with 1000; ``None``:
             the layer's ``group_expiry``, as Daphne 1 does.

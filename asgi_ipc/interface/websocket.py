@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..exceptions import ChannelFull, MessageTooLarge
@@ -44,6 +44,7 @@ class WebSocket:
         "_interrupt",
         "_is_reported",
         "_name",
+        "_offered",
         "_order",
         "_path",
         "_pending",
@@ -65,6 +66,7 @@ class WebSocket:
         self._path = ""
         self._order = 0
         self._state = _CONNECTING
+        self._offered: Sequence[str] = ()  # subprotocols
         self._subprotocol: str | None = None
         self._interrupt = Interrupt()
         self._timer: asyncio.TimerHandle | None = None
@@ -82,9 +84,8 @@ class WebSocket:
         if (await self._receive())["type"] != "websocket.connect":
             return
         self._path = scope["path"]
-        self._subprotocol = select_subprotocol(
-            scope.get("subprotocols", ()), options.websocket_protocols
-        )
+        self._offered = scope.get("subprotocols") or ()
+        self._subprotocol = select_subprotocol(self._offered, options.websocket_protocols)
         can_respond = "websocket.http.response" in (scope.get("extensions") or ())
         connect = connect_message(scope, self._name, options.root_path, context.root_path_header)
         context.sockets[self._name] = self
@@ -187,6 +188,8 @@ class WebSocket:
             return
         try:
             reply = parse_websocket_reply(message)
+            if self._state == _CONNECTING and reply.subprotocol not in (None, *self._offered):
+                raise Malformed(f"the client has not offered subprotocol {reply.subprotocol!r}")
         except Malformed as exc:
             self._on_malformed(exc)
             return
