@@ -31,6 +31,7 @@ class _Received:
         self.channel = channel
         self.content = content
         self.has_replied = False
+        self.is_unfinished = False  # the latest reply said that more comes
         self._body: bytes | None = None
 
     @property
@@ -56,6 +57,10 @@ class _Received:
                 "send() to a channel of your choice"
             )
         return name
+
+    def _note_reply(self, content: Content) -> None:
+        self.has_replied = True
+        self.is_unfinished = bool(content.get("more_content"))
 
     def _add_chunk(self, parts: list[bytes], chunk: Content | None) -> bool:
         """Add a chunk of the request's body, and say whether it was the last."""
@@ -104,7 +109,7 @@ class Message(_Received):
             ValueError: it has none.
         """
         await self.send(self._reply_to(), content)
-        self.has_replied = True
+        self._note_reply(content)
 
     async def send(self, channel: str, content: Content) -> None:
         """Send, and wait while there is no room: at most the worker's ``send_timeout``.
@@ -161,7 +166,7 @@ class SyncMessage(_Received):
             ValueError: it has none.
         """
         self.send(self._reply_to(), content)
-        self.has_replied = True
+        self._note_reply(content)
 
     def send(self, channel: str, content: Content) -> None:
         """Send, and wait while there is no room: at most the worker's ``send_timeout``.
