@@ -2,7 +2,7 @@
 
 ::
 
-    ASGI_IPC_PREFIX=mysite uvicorn asgi_ipc.interface:application
+    ASGI_IPC_PREFIX=mysite uvicorn asgi_ipc.interface:application --timeout-graceful-shutdown 30
 
 or, from code, ``InterfaceServer(layer)``, an ASGI 3 application. Workers answer through the
 channel layer: those of Channels 1 unchanged, ``asgi_ipc.worker``, or anything else that reads

@@ -138,7 +138,8 @@ class InterfaceOptions(_FromEnvironment):
             one goes through a body channel.
         chunk_bytes: size of a chunk of such a body.
         memory_bytes: what one body, or one response, holds in memory before a file is used.
-        shutdown_timeout: seconds that the end of the application waits for answers in flight.
+        shutdown_timeout: seconds that the end of the application waits for answers in flight. An
+            ASGI server waits by itself before: ``serve`` gives uvicorn the same limit.
         websocket_protocols: subprotocols to agree to: the first one that the client offers.
         root_path: the path that the site is mounted at, if not what the ASGI server says.
         root_path_header: a request header that names it, such as ``daphne-root-path``. Only
