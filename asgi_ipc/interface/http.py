@@ -31,6 +31,7 @@ from .messages import (
     parse_chunk,
     parse_start,
     request_message,
+    shown,
 )
 from .patience import Patience, abort_transport
 
@@ -90,10 +91,14 @@ class Exchange:
                 await self._answer(refusal.status, str(refusal))
             except IPCError as exc:
                 what = "response cut" if self._has_started else "500"
-                path = self._scope["path"]
-                logger.error("%s for %s: %s: %s", what, path, type(exc).__name__, exc)
+                logger.error("%s for %s: %s: %s", what, self._path, type(exc).__name__, exc)
                 if not self._has_started:
                     await self._answer(500, "The channel layer cannot be used.")
+
+    @property
+    def _path(self) -> str:
+        """What log lines show of the path."""
+        return shown(self._scope["path"], 200)
 
     # -- the request ---------------------------------------------------------------------
 
@@ -136,7 +141,7 @@ class Exchange:
             await self._layer.send("http.request", message)
         except ChannelFull as exc:
             counts.full += 1
-            logger.warning("503 for %s: %s", self._scope["path"], exc)
+            logger.warning("503 for %s: %s", self._path, exc)
             await self._answer(503, "All workers are busy.")
             return False
         except MessageTooLarge as exc:
@@ -149,14 +154,14 @@ class Exchange:
     async def _report_interruption(self) -> None:
         if self._body_is_lost:
             self._context.counts.timed_out += 1
-            logger.warning("504 for %s: its body was not read in time", self._scope["path"])
+            logger.warning("504 for %s: its body was not read in time", self._path)
             await self._answer(504, "The workers did not read the request body in time.")
             return
         if self._trouble is None:
             self._context.counts.aborted += 1
             return
         self._context.counts.cut += 1
-        logger.error("response to %s cut: %s", self._scope["path"], self._trouble)
+        logger.error("response to %s cut: %s", self._path, self._trouble)
 
     async def _end(self, home: str) -> None:
         """Leave nothing behind: tasks, the home, what the worker did not read of the body."""
@@ -181,13 +186,13 @@ class Exchange:
             start = await self._first_message()
         except Malformed as exc:
             self._context.counts.malformed += 1
-            logger.error("500 for %s: a worker sent no response: %s", self._scope["path"], exc)
+            logger.error("500 for %s: a worker sent no response: %s", self._path, exc)
             await self._answer(500, "The worker's response is malformed.")
             return
         if start is None:
             self._context.counts.timed_out += 1
             timeout = self._context.options.request_timeout
-            logger.warning("504 for %s: no answer in %g s", self._scope["path"], timeout)
+            logger.warning("504 for %s: no answer in %g s", self._path, timeout)
             await self._answer(504, f"No worker answered within {timeout:g} s.")
             return
         assert self._first is not None
@@ -203,7 +208,7 @@ class Exchange:
             await self._deliver(head, body)
         except _CannotFinish as exc:
             self._context.counts.cut += 1
-            logger.error("response to %s cut: %s", self._scope["path"], exc)
+            logger.error("response to %s cut: %s", self._path, exc)
 
     async def _deliver(self, *messages: dict[str, Any]) -> None:
         """Send to the client.

@@ -25,6 +25,7 @@ from .messages import (
     connect_message,
     parse_websocket_reply,
     select_subprotocol,
+    shown,
 )
 
 __all__ = ["WebSocket"]
@@ -117,6 +118,11 @@ class WebSocket:
             if self._writer is not None:
                 self._writer.cancel()
 
+    @property
+    def _shown_path(self) -> str:
+        """What log lines show of the path."""
+        return shown(self._path, 200)
+
     # -- from the client -----------------------------------------------------------------
 
     async def _try_connect(self, connect: dict[str, Any]) -> int:
@@ -125,11 +131,11 @@ class WebSocket:
             await self._context.layer.send("websocket.connect", connect)
         except ChannelFull as exc:
             self._context.counts.full += 1
-            logger.warning("websocket %s refused with 503: %s", self._path, exc)
+            logger.warning("websocket %s refused with 503: %s", self._shown_path, exc)
             return 503
         except MessageTooLarge as exc:
             self._context.counts.too_large += 1
-            logger.warning("websocket %s refused with 413: %s", self._path, exc)
+            logger.warning("websocket %s refused with 413: %s", self._shown_path, exc)
             return 413
         return 0
 
@@ -167,14 +173,14 @@ class WebSocket:
                 return 0
             except MessageTooLarge as exc:
                 self._context.counts.too_large += 1
-                logger.warning("websocket %s closed with 1009: %s", self._path, exc)
+                logger.warning("websocket %s closed with 1009: %s", self._shown_path, exc)
                 return 1009
             except ChannelFull as exc:
                 now = time.monotonic()
                 deadline = deadline or now + self._context.options.websocket_full_timeout
                 if now >= deadline:
                     self._context.counts.full += 1
-                    logger.warning("websocket %s closed with 1013: %s", self._path, exc)
+                    logger.warning("websocket %s closed with 1013: %s", self._shown_path, exc)
                     return 1013
                 await asyncio.sleep(min(pause, deadline - now))
                 pause = min(2 * pause, _LONG_S)
@@ -206,7 +212,7 @@ class WebSocket:
             logger.warning(
                 "websocket %s closed with 1013: its client is %d bytes behind, more than the %d of "
                 "websocket_buffer_bytes",
-                self._path,
+                self._shown_path,
                 self._pending_bytes,
                 limit,
             )
@@ -217,7 +223,9 @@ class WebSocket:
         self._context.counts.malformed += 1
         if not self._is_reported:
             self._is_reported = True
-            logger.error("websocket %s: a worker's message is ignored: %s", self._path, problem)
+            logger.error(
+                "websocket %s: a worker's message is ignored: %s", self._shown_path, problem
+            )
         if self._state == _CONNECTING and not self._pending:
             self._refusal = 500
             self._end(1011)
@@ -235,7 +243,7 @@ class WebSocket:
                 self._pending_bytes -= len(reply.data) if reply.data else 0
         except Exception as exc:
             # The client is gone: every server says so in its own way.
-            logger.debug("websocket %s: a frame could not be sent: %r", self._path, exc)
+            logger.debug("websocket %s: a frame could not be sent: %r", self._shown_path, exc)
             self._end(None)
             return
         self._writer = self._pending = None
@@ -276,7 +284,9 @@ class WebSocket:
     def _on_connect_timeout(self) -> None:
         self._context.counts.timed_out += 1
         timeout = self._context.options.websocket_connect_timeout
-        logger.warning("websocket %s: neither accepted nor refused in %g s", self._path, timeout)
+        logger.warning(
+            "websocket %s: neither accepted nor refused in %g s", self._shown_path, timeout
+        )
         self._refusal = 504
         self._end(1013)
 
@@ -307,7 +317,7 @@ class WebSocket:
                     await self._send({"type": "websocket.close", "code": sent})
                 break
             except Exception as exc:
-                logger.debug("websocket %s: no close frame was sent: %r", self._path, exc)
+                logger.debug("websocket %s: no close frame was sent: %r", self._shown_path, exc)
         return code
 
     async def _refuse(self, status: int, can_respond: bool) -> None:
