@@ -18,9 +18,9 @@ What it guarantees:
 - Nothing of a connection is left once it has ended.
 
 Rooms: ``options`` (every setting), ``messages`` (the formats, pure), ``backlog`` (bytes that
-wait), ``body`` (a request's), ``patience`` (with slow clients), ``context`` (what connections
-share), ``http`` and ``websocket`` (one connection each), ``server`` (the application),
-``running`` (under uvicorn).
+wait), ``body`` (a request's), ``patience`` (with slow clients), ``turns`` (of websockets),
+``context`` (what connections share), ``http`` and ``websocket`` (one connection each),
+``server`` (the application), ``running`` (under uvicorn).
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ..aio import AsyncIPCChannelLayer
 from ..exceptions import ChannelFull, IPCError, LayerClosed
 from .options import InterfaceOptions
+from .turns import Frames
 
 if TYPE_CHECKING:
     from .websocket import WebSocket
@@ -80,6 +81,7 @@ class Context:
     Attributes:
         open_requests: HTTP requests that are not finished.
         sockets: websockets by reply channel.
+        frames: what is known of the frames they have sent to the workers.
         orphans: workers that still answer a request whose client is gone.
     """
 
@@ -94,6 +96,7 @@ class Context:
         self.open_requests = 0
         self.sockets: dict[str, WebSocket] = {}
         self.orphans: set[asyncio.Task[None]] = set()
+        self.frames = Frames(layer)
         self.websocket_home = f"websocket.send.{part}!"
         header = options.root_path_header
         self.root_path_header = header.lower().encode("latin-1") if header else None

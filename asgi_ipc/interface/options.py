@@ -129,8 +129,9 @@ class InterfaceOptions(_FromEnvironment):
             the layer's ``group_expiry``, as Daphne 1 does.
         websocket_full_timeout: seconds to wait for room in ``websocket.receive`` before the
             socket is closed with 1013. Its client is not read meanwhile.
-        websocket_buffer_bytes: what a websocket's client may be behind before it is closed
-            with 1013. A single message may be larger.
+        websocket_buffer_bytes: memory that what waits for a websocket's client may take before it
+            is closed with 1013: about 150 bytes a message beside its payload. A single one may
+            be larger.
         response_buffer_bytes: what an HTTP client may be behind before the worker is slowed
             down. Beyond ``memory_bytes`` it waits in a temporary file.
         max_body_bytes: the largest request body; 413 beyond. ``None``: any.

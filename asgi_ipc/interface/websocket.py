@@ -9,6 +9,7 @@ process, so its worker cannot be slowed down without slowing theirs.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from .messages import (
     select_subprotocol,
     shown,
 )
+from .turns import CHANNEL, Turns
 
 __all__ = ["WebSocket"]
 
@@ -34,6 +36,12 @@ _CONNECTING, _OPEN, _CLOSED = range(3)
 _SHORT_S, _LONG_S = 0.002, 0.05  # between attempts to send into a full channel
 _CLOSE_S = 2.0  # a close frame may wait for a client that reads nothing
 _ABNORMAL = 1006
+_ENTRY_BYTES = 8  # of the queue
+
+
+def _held_by(reply: WebSocketReply) -> int:
+    """Return how many bytes of memory a reply takes while it waits; an empty one, too."""
+    return sys.getsizeof(reply) + sys.getsizeof(reply.data) + _ENTRY_BYTES
 
 
 class WebSocket:
@@ -56,6 +64,7 @@ class WebSocket:
         "_state",
         "_subprotocol",
         "_timer",
+        "_turns",
         "_writer",
     )
 
@@ -73,6 +82,7 @@ class WebSocket:
         self._timer: asyncio.TimerHandle | None = None
         self._pending: deque[WebSocketReply] | None = None
         self._pending_bytes = 0
+        self._turns = Turns(context.frames)
         self._writer: asyncio.Task[None] | None = None
         self._close_code: int | None = None  # that we still have to send
         self._refusal = 403
@@ -165,11 +175,13 @@ class WebSocket:
             self._order += 1
 
     async def _send_frame(self, message: dict[str, Any]) -> int:
-        """Send a frame, waiting for room; the code to close with if there is none, or 0."""
+        """Send a frame, waiting for its turn and for room; the code to close with, or 0."""
+        await self._turns.wait(self._context.layer.expiry)
         deadline, pause = 0.0, _SHORT_S
         while True:
             try:
-                await self._context.layer.send("websocket.receive", message)
+                await self._context.layer.send(CHANNEL, message)
+                self._turns.sent()
                 return 0
             except MessageTooLarge as exc:
                 self._context.counts.too_large += 1
@@ -199,11 +211,10 @@ class WebSocket:
         except Malformed as exc:
             self._on_malformed(exc)
             return
-        size = len(reply.data) if reply.data else 0
         if self._pending is None:
             self._pending = deque()
         self._pending.append(reply)
-        self._pending_bytes += size
+        self._pending_bytes += _held_by(reply)
         limit = self._context.options.websocket_buffer_bytes
         if self._writer is None:
             self._writer = self._context.loop.create_task(self._write())
@@ -240,7 +251,7 @@ class WebSocket:
                 if not await self._apply(reply):
                     return
                 pending.popleft()
-                self._pending_bytes -= len(reply.data) if reply.data else 0
+                self._pending_bytes -= _held_by(reply)
         except Exception as exc:
             # The client is gone: every server says so in its own way.
             logger.debug("websocket %s: a frame could not be sent: %r", self._shown_path, exc)
