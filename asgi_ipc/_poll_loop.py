@@ -137,9 +137,19 @@ class PollLoop:
         self._is_running = False
         self._mask = SignalMask()
         self._is_main = _runs_handlers()
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
         # Rung by other threads and by signals, which write one byte: no eventfd takes that.
         self._alarm = PipeBell() if self._is_main else new_bell()
         self.add_reader(self._alarm.read_fd, self._alarm.drain)
+
+    def _begin_anew(self) -> None:
+        """Somebody has closed every descriptor: what was watched means other files by now."""
+        self._readers.clear()
+        self._poll = select.poll()
+        self._alarm.close()
+        self._set_alarm()
 
     # -- what a port asks for ------------------------------------------------------------
 
@@ -180,10 +190,8 @@ class PollLoop:
         return self._is_running
 
     def can_run(self) -> bool:
-        """Whether it may run on this thread: it is this process's, whole, and does not yet."""
-        return not (
-            self._is_closed or self._is_running or self.process != here[0] or self._alarm.is_lost()
-        )
+        """Whether it may run on this thread: it is this process's, and does not yet."""
+        return not (self._is_closed or self._is_running or self.process != here[0])
 
     def runs_here(self) -> bool:
         """Whether it runs on this very thread."""
@@ -259,6 +267,8 @@ class PollLoop:
             if timer.callback is not None:
                 self._due.append((timer.callback, timer.args))
         if not self._due:
+            if self._alarm.is_lost():
+                self._begin_anew()
             wait_ms = None
             if self._timers:
                 wait_ms = max(0.0, self._timers[0][0] - now) * 1000 + 1
