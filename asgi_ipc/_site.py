@@ -182,7 +182,8 @@ class Site:
             self._close_ports()
             with self.messages.segment.guard:
                 self._ringer.close()
-                self.witness.close()
+            if not self.witness.is_held():
+                self.witness.retire()
             self.groups.forget()  # before anybody compares what is remembered with the new one
             self.messages.forget()
             try:
@@ -206,8 +207,8 @@ class Site:
             extra={"event": "doors-deleted"},
         )
         self._close_ports()
-        with self.messages.segment.guard:
-            self.witness.close()
+        if not self.witness.is_held():
+            self.witness.retire()  # and not given back: this process lives, for who has that file
 
     def after_fork_in_child(self) -> None:
         """Make everything the child's own that it would otherwise share with its parent."""
