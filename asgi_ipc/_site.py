@@ -208,7 +208,9 @@ class Site:
                 return
             self._say_what_is_lost(lost, gone)
             self._close_ports()
-            self.messages.segment.alone(self._let_go_of_others)
+            self.messages.segment.alone(self._ringer.close)
+            if not self.witness.is_held():
+                self.witness.retire()
             self.groups.forget()  # before anybody compares what is remembered with the new one
             self.messages.forget()
             try:
@@ -248,7 +250,8 @@ class Site:
             extra={"event": "doors-deleted"},
         )
         self._close_ports()
-        self.messages.segment.alone(self.witness.close)
+        if not self.witness.is_held():
+            self.witness.retire()  # and not given back: this process lives, for who has that file
 
     def let_go(self) -> None:
         """In a forked child, drop all that is the parent's, then open the locks anew.

@@ -204,6 +204,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "heap end far away": (header_word(L.HEAP_END, lambda _: 1 << 60), "the heap, from"),
     "sentinel": (header_word(L.HEAP_END, lambda v: v - 4), "the extent at word"),
     "slot token": (header_word(L.SLOTS + L.SLOT_WORDS * 5, lambda _: 1 << 8), "slot 5 has"),
+    "slot process": (header_word(L.SLOTS + L.SLOT_PROCESS, lambda _: 0), "slot 0 belongs to no"),
     "slot hint": (header_word(L.SLOTS + L.SLOT_HINT, lambda _: 12345), "slot 0 was rung"),
     "slot freed": (header_word(L.SLOTS, lambda _: 0), "slot 0, which nobody owns"),
     "bitmap": (header_word(L.BITMAP, lambda v: v ^ 8), "the bitmap 0x"),
