@@ -374,8 +374,8 @@ class AsyncIPCChannelLayer:
                 got = await reception.receive((name,), (home,), True, None, self.pause)
         else:
             try:
-                await rest(waiter, reception.inboxes)
-                message = served(self._site, reception.inboxes, waiter)
+                await rest(waiter, reception.inboxes, name, home)
+                message = served(self._site, reception.inboxes, waiter, name, home)
                 if message is not None:
                     return message
                 got = await reception.go_on(waiter, waiter.port, waiter.closings, self.pause)
