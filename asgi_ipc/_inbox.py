@@ -131,7 +131,10 @@ class Inboxes:
         entry = below.get(name)
         if not isinstance(entry, Entry) or entry.leaf or entry.deadline_ns <= now_ns:
             return None
-        self._remove(below, name, home)
+        if len(below) == 1:
+            del self.by_home[home]
+        else:
+            del below[name]
         return entry
 
     def pop_home(self, home: str, now_ns: int, dropped: list[Entry]) -> tuple[str, Entry] | None:

@@ -363,20 +363,20 @@ class AsyncIPCChannelLayer:
         """
         name, home, _ = self._names.get(channel) or self._learn(channel)
         reception = self._reception
-        reception.count += 1
-        if not reception.count % TURN_EVERY:
-            await reception.let_the_loop_turn()
         waiter = None
         if name is not home:
             waiter = may_rest(self._site, name, home, reception.spin_rounds)
         if waiter is None:
+            reception.count += 1
+            if not reception.count % TURN_EVERY:
+                await reception.let_the_loop_turn()
             got = reception.take_now(name, home)
             if got is None:
                 got = await reception.receive((name,), (home,), True, None, self.pause)
         else:
             try:
-                await rest(waiter, reception.inboxes)
-                message = served(self._site, reception.inboxes, waiter)
+                await rest(waiter, reception.inboxes, name, home)
+                message = served(self._site, reception.inboxes, waiter, name, home)
                 if message is not None:
                     return message
                 got = await reception.go_on(waiter, waiter.port, waiter.closings, self.pause)
