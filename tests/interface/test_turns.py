@@ -11,6 +11,8 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, IPCChannelLayer
+from asgi_ipc._inspect import Inspector
+from asgi_ipc._peek import peek
 from asgi_ipc.interface import InterfaceOptions, InterfaceServer
 
 from .processes import PATIENCE_S, Server, eventually
@@ -70,6 +72,13 @@ def test_a_socket_that_floods_waits_for_itself(
                 socket.send(str(number))
         eventually(lambda: pending() >= max(8, flooders), "frames of every one")
         open_socket("other").send("hello")
+        with Inspector(layer.prefix) as inspector:
+
+            def is_queued() -> bool:
+                found = peek(inspector.messages, "websocket.receive", 1_000).messages
+                return any(b"/other" in message.body for message in found)
+
+            eventually(is_queued, "the other's frame")
         before: list[dict[str, Any]] = []
         while (frame := take("websocket.receive"))["path"] != "/other":
             before.append(frame)
