@@ -429,6 +429,7 @@ def drop_dead_homes(messages: MessageStore, groups: GroupStore, homes: Iterable[
     is killed in between leaves the owner there: the next one begins anew.
     """
     slots = messages.slots
+    slots.reap_all()  # which notes all other homes of the same processes
     wanted = {*slots.dead_homes, *homes}
 
     def prove() -> tuple[dict[str, int], int]:
