@@ -2,8 +2,9 @@
 
 The queue of a process-specific home carries the messages of many full names. Whoever
 drains it puts each where its reader will look. Bounded: a message sent directly stays
-counted against its name's capacity until it leaves here, and a group message for a name
-whose capacity is used up is dropped and counted. Everything expires here as elsewhere.
+counted against its name's capacity until it leaves here and ``read`` has been settled, and a
+group message for a name that has as many of them as its capacity is dropped and counted.
+Everything expires here as elsewhere.
 
 A group message for thousands of members is one ``Entry`` that lies under all their names:
 what is allocated for each of them is a place in two containers and nothing else.
@@ -14,26 +15,28 @@ Pure: no lock, no loop, no clock. ``aio`` holds its mutex around every call.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 __all__ = ["Entry", "Inboxes"]
 
 _COMPACT_AT = 64
+_NEVER_NS = 1 << 63
 
 
 class Entry:
-    """One message; of a group, the same for all its members in one home."""
+    """One message; of a group, the same for all its members in one home.
 
-    __slots__ = ("body", "deadline_ns", "home", "leaf", "leaf_ident")
+    Attributes:
+        is_counted: in shared memory too: it was sent to its name directly.
+    """
 
-    def __init__(
-        self, home: str, body: bytes, deadline_ns: int, leaf: int = 0, leaf_ident: int = 0
-    ) -> None:
+    __slots__ = ("body", "deadline_ns", "home", "is_counted")
+
+    def __init__(self, home: str, body: bytes, deadline_ns: int, is_counted: bool = False) -> None:
         self.home = home
         self.body = body
         self.deadline_ns = deadline_ns
-        self.leaf = leaf
-        self.leaf_ident = leaf_ident
+        self.is_counted = is_counted
 
 
 class _Arrivals:
@@ -57,6 +60,9 @@ class Inboxes:
     Attributes:
         count: how many there are.
         epoch: of the segment they were drained from; for whoever holds this.
+        read: names that a counted message left, read or expired; whoever settles that clears it.
+        read_count: how many messages those were.
+        due_ns: none of the counted ones expires before.
     """
 
     def __init__(self) -> None:
@@ -64,6 +70,9 @@ class Inboxes:
         self._by_home: dict[str, _Arrivals] = {}
         self.count = 0
         self.epoch = 0
+        self.read: set[str] = set()
+        self.read_count = 0
+        self.due_ns = _NEVER_NS
 
     def depth(self, name: str) -> int:
         """Return how many messages wait for a full name."""
@@ -71,6 +80,28 @@ class Inboxes:
         if queue is None:
             return 0
         return 1 if isinstance(queue, Entry) else len(queue)
+
+    def held(self, name: str) -> int:
+        """Return how many counted messages lie here for a full name."""
+        return sum(entry.is_counted for entry in self._all(name))
+
+    def group_depth(self, name: str, now_ns: int) -> int:
+        """Return how many group messages that live wait for a full name."""
+        return sum(not entry.is_counted and entry.deadline_ns > now_ns for entry in self._all(name))
+
+    def _all(self, name: str) -> Iterable[Entry]:
+        queue = self.by_name.get(name, ())
+        return (queue,) if isinstance(queue, Entry) else queue
+
+    def next_name(self, home: str) -> str | None:
+        """Return the name of the oldest message of a home."""
+        arrived = self._by_home.get(home)
+        for entry, names in arrived.batches if arrived is not None else ():
+            for name in reversed(names):
+                queue = self.by_name.get(name)
+                if queue is not None and first_of(queue) is entry:
+                    return name
+        return None
 
     def has(self, key: str) -> bool:
         """Whether anything waits for a full name, or for a whole home."""
@@ -102,6 +133,8 @@ class Inboxes:
         arrived.listed += len(names)
         arrived.live += len(names)
         self.count += len(names)
+        if entry.is_counted and entry.deadline_ns < self.due_ns:
+            self.due_ns = entry.deadline_ns
         if arrived.listed > _COMPACT_AT and arrived.listed > 2 * arrived.live:
             self._compact(arrived)
 
@@ -117,33 +150,31 @@ class Inboxes:
         queue = self.by_name.get(name)
         return queue is entry or (isinstance(queue, deque) and entry in queue)
 
-    def pop(self, name: str, now_ns: int, dropped: list[Entry]) -> Entry | None:
-        """Return the first message for a full name.
-
-        Args:
-            dropped: receives the expired messages that were met on the way.
-        """
+    def pop(self, name: str, now_ns: int) -> Entry | None:
+        """Return the first message for a full name."""
         while (queue := self.by_name.pop(name, None)) is not None:
             entry = self._shift(name, queue)
             if entry.deadline_ns > now_ns:
                 return entry
-            dropped.append(entry)
         return None
 
     def pop_alone(self, name: str, now_ns: int) -> Entry | None:
-        """Return the message for a full name if it is the only one, lives and is not counted."""
+        """Return the message for a full name if it is the only one and lives."""
         entry = self.by_name.get(name)
-        if not isinstance(entry, Entry) or entry.leaf or entry.deadline_ns <= now_ns:
+        if not isinstance(entry, Entry) or entry.deadline_ns <= now_ns:
             return None
         del self.by_name[name]
         self.count -= 1
+        if entry.is_counted:
+            self.read.add(name)
+            self.read_count += 1
         arrived = self._by_home[entry.home]
         arrived.live -= 1
         if not arrived.live:
             del self._by_home[entry.home]
         return entry
 
-    def pop_home(self, home: str, now_ns: int, dropped: list[Entry]) -> tuple[str, Entry] | None:
+    def pop_home(self, home: str, now_ns: int) -> tuple[str, Entry] | None:
         """Return the first message of a whole home and the name it is for; as ``pop``."""
         while (arrived := self._by_home.get(home)) is not None:
             entry, names = arrived.batches[0]
@@ -158,7 +189,6 @@ class Inboxes:
             self._shift(name, self.by_name.pop(name))
             if entry.deadline_ns > now_ns:
                 return name, entry
-            dropped.append(entry)
         return None
 
     def _shift(self, name: str, queue: Entry | deque[Entry]) -> Entry:
@@ -169,39 +199,46 @@ class Inboxes:
             entry = queue.popleft()
             if queue:
                 self.by_name[name] = queue
-        self._went(entry)
+        self._went(name, entry)
         return entry
 
-    def _went(self, entry: Entry) -> None:
+    def _went(self, name: str, entry: Entry) -> None:
         self.count -= 1
+        if entry.is_counted:
+            self.read.add(name)
+            self.read_count += 1
         arrived = self._by_home[entry.home]
         arrived.live -= 1
         if not arrived.live:
             del self._by_home[entry.home]
 
-    def expire(self, now_ns: int) -> list[Entry]:
-        """Remove and return every expired message."""
-        dropped = []
+    def expire(self, now_ns: int) -> None:
+        """Remove every expired message."""
+        self.due_ns = _NEVER_NS
         for name, queue in list(self.by_name.items()):
             old = [queue] if isinstance(queue, Entry) else list(queue)
             kept = deque(entry for entry in old if entry.deadline_ns > now_ns)
+            for entry in kept:
+                if entry.is_counted and entry.deadline_ns < self.due_ns:
+                    self.due_ns = entry.deadline_ns
             if len(kept) == len(old):
                 continue
             if kept:
                 self.by_name[name] = kept
             else:
                 del self.by_name[name]
-            gone = [entry for entry in old if entry.deadline_ns <= now_ns]
-            for entry in gone:
-                self._went(entry)
-            dropped += gone
-        return dropped
+            for entry in old:
+                if entry.deadline_ns <= now_ns:
+                    self._went(name, entry)
 
     def clear(self) -> None:
         """Forget everything."""
         self.by_name.clear()
         self._by_home.clear()
         self.count = 0
+        self.read.clear()
+        self.read_count = 0
+        self.due_ns = _NEVER_NS
 
 
 def first_of(queue: Entry | deque[Entry]) -> Entry:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -22,8 +24,9 @@ from ._queues import Popped
 from ._segment import LockBusy
 from ._site import Site
 from ._spin import next_round
-from ._store import Taken
+from ._store import Settled, Taken
 from .exceptions import IPCError, LayerClosed
+from .names import home_of
 
 __all__ = ["Received", "Reception"]
 
@@ -31,7 +34,9 @@ Received = tuple[str, dict[str, Any]]
 
 _EPOCH = L.EPOCH
 _BATCH = 64  # messages taken from a process-specific home in one hold of the lock
-_OWED = 32
+_UNSETTLED = 32
+_RETRY_S = 0.01
+_NEVER_NS = 1 << 63
 
 
 class Reception:
@@ -48,6 +53,7 @@ class Reception:
     def __init__(
         self,
         capacity_of: Callable[[str], int],
+        least_capacity: int,
         on_drop: Callable[[Sequence[Drop]], None],
         spin_rounds: int,
     ) -> None:
@@ -55,22 +61,35 @@ class Reception:
 
         Args:
             capacity_of: how many messages a full name may have in its inbox.
+            least_capacity: the least that ``capacity_of`` returns.
             on_drop: told which group messages found no room there.
             spin_rounds: see ``AsyncIPCChannelLayer``.
         """
         self.spin_rounds = spin_rounds
         self._capacity_of = capacity_of
+        self.least_capacity = least_capacity
         self._on_drop = on_drop
         self.inboxes = Inboxes()
-        self._owed: list[tuple[int, int]] = []
-        self._pay_is_due = False
+        self._dropped = 0  # group messages that found no room here, not counted yet
+        self._settles_on: Callable[[], object] = _no_loop  # where `_settle` is due
+        self._expires_at_ns = 0  # when a timer is due
         self._turn = 0
 
     def reset(self) -> None:
         """Forget what was taken: the layer was closed, or this is a forked child."""
         self.inboxes = Inboxes()
-        self._owed = []
-        self._pay_is_due = False
+        self._dropped = 0
+        self._settles_on = _no_loop
+        self._expires_at_ns = 0
+
+    def let_go(self) -> None:
+        """Count no more what lies here, for it is about to be forgotten."""
+        with self.site.mutex:
+            if not self.site.is_open or not self.inboxes.count:
+                return
+            settled = Settled(dict.fromkeys(self.inboxes.names(), 0), 0, self.inboxes.epoch)
+            with suppress(LockBusy, IPCError):  # whoever owns the homes next voids it
+                self.site.messages.settle(settled)
 
     async def receive(
         self,
@@ -294,24 +313,21 @@ class Reception:
         """
         with self.site.mutex:  # so that what two loops drain arrives in its order
             try:
-                if self._owed:
-                    self._pay()
-                taken = self.site.messages.take(
-                    (home,),
-                    slot=port.slot,
-                    token=port.token,
-                    stay=True,
-                    limit=_BATCH,
-                    wanted=port.waited_names(),
+                taken = self._take_from(
+                    (home,), slot=port.slot, token=port.token, stay=True, limit=_BATCH
                 )
             except (LockBusy, IPCError):
                 return False
             if taken.more:
                 port.look_soon()
             drops = self._deliver(home, taken.messages)
-        loop = port.loop()
-        if drops and loop is not None:
-            loop.call_soon(self._report, drops)  # whatever the callback raises, the loop goes on
+        if drops:
+            try:  # at once: this may be the loop's last round
+                self._report(drops)
+            except Exception as exc:
+                loop = port.loop()
+                if loop is not None:
+                    loop.call_soon(_raise, exc)  # whatever the callback raises, the look goes on
         return True
 
     # -- taking --------------------------------------------------------------------------
@@ -335,8 +351,6 @@ class Reception:
             got = self._take_after_ring(keys, homes[0], port)
             if got is not None:
                 return got
-        if self._owed:
-            self._pay()
         if all(home[-1] != "!" for home in homes):
             taken = self._take_messages(keys, homes, port, waiter)
             return self._decoded(taken.messages[0]) if taken.messages else None
@@ -356,8 +370,6 @@ class Reception:
                 if drops := self._deliver(taken.home, rest):
                     self._report(drops)
                 if mine:
-                    if first.leaf:
-                        self._owe(first.leaf, first.leaf_ident)
                     return self._decoded(first)
 
     def _find_in_inbox(self, keys: tuple[str, ...], waiter: Waiter | None) -> Received | None:
@@ -387,7 +399,10 @@ class Reception:
                 return None
             with self.site.mutex:
                 if self.inboxes.count and self.inboxes.has(key):
-                    got = self._take_from_inboxes((key,))
+                    try:
+                        got = self._take_from_inboxes((key,))
+                    except LockBusy:
+                        return None
                     if got is not None:
                         return got
                 if not seems_there:
@@ -407,44 +422,81 @@ class Reception:
     ) -> Taken:
         alone = port.only_waited_by(waiter) if port and waiter else ()
         shared = port is not None and len(alone) < len(homes)
-        taken = self.site.messages.take(
+        taken = self._take_from(
             homes,
             slot=port.slot if port else None,
             token=port.token if port else 0,
             leave=alone if waiter and (waiter.parked or waiter.was_woken or shared) else (),
             stay=shared,
             limit=_BATCH if keys != homes else 1,
-            wanted=port.waited_names() if port else keys,
+            wanted=keys,
         )
         if taken.more and shared and port is not None:
             port.look_soon()
         return taken
 
+    def _take_from(self, homes: tuple[str, ...], **how: Any) -> Taken:
+        """Take from the store, and settle in the same hold of the lock."""
+        inboxes = self.inboxes
+        if not inboxes.read and inboxes.due_ns > time.monotonic_ns():
+            return self.site.messages.take(homes, **how)
+        settled = self._begin_to_settle()
+        try:
+            return self.site.messages.take(homes, settled=settled, **how)
+        except BaseException:
+            self._take_back(settled)
+            raise
+
     def _decoded(self, message: Popped) -> Received:
         return message.name, _codec.decode(message.body)
 
     def _take_from_inboxes(self, keys: tuple[str, ...]) -> Received | None:
-        dropped: list[Entry] = []
         found = None
         with self.site.mutex:
             if self.site.messages.epoch() != self.inboxes.epoch:
                 self._check_inbox_epoch()
             inboxes = self.inboxes
-            now = time.monotonic_ns()
             for key in keys:
+                if not inboxes.has(key):
+                    continue
+                self._drain_if_crowded(key)
+                now = time.monotonic_ns()
                 if key[-1] == "!":
-                    found = inboxes.pop_home(key, now, dropped)
+                    found = inboxes.pop_home(key, now)
                 else:
-                    entry = inboxes.pop(key, now, dropped)
+                    entry = inboxes.pop(key, now)
                     found = None if entry is None else (key, entry)
                 if found is not None:
-                    if found[1].leaf:
-                        dropped.append(found[1])
                     break
-            for gone in dropped:
-                if gone.leaf:
-                    self._owe(gone.leaf, gone.leaf_ident)
+            if inboxes.read:
+                self.settle_soon()
         return None if found is None else (found[0], _codec.decode(found[1].body))
+
+    def _drain_if_crowded(self, key: str) -> None:
+        """Let a name never have more group messages than its capacity, here and in the queue.
+
+        What reading makes room for here is for what is sent from now on, not for what waits in the
+        queue: that is drained first, and what finds no room is dropped.
+        """
+        queued = self.site.messages.records.queued(home_of(key))
+        if not queued:
+            return
+        name = self.inboxes.next_name(key) if key[-1] == "!" else key
+        if name is None:
+            return
+        here = self.inboxes.group_depth(name, time.monotonic_ns())
+        if not here or here + queued <= self._capacity_of(name):
+            return
+        home = home_of(key)
+        drops: list[Drop] = []
+        while queued > 0:
+            messages = self._take_from((home,), limit=_BATCH).messages
+            if not messages:
+                break
+            queued -= len(messages)
+            drops += self._deliver(home, messages)
+        if drops:
+            self._report(drops)
 
     def _take_drained(self, key: str) -> Received | None:
         """Do the same for one full name in the usual case, straight: for each of thousands."""
@@ -453,7 +505,11 @@ class Reception:
             words = site.messages.segment.words
             if words is None or words[_EPOCH] != self.inboxes.epoch:
                 return None
+            if site.messages.records.queued(home_of(key)) >= self.least_capacity:
+                return None  # see `_drain_if_crowded`
             entry = self.inboxes.pop_alone(key, time.monotonic_ns())
+            if self.inboxes.read:
+                self.settle_soon()
         return None if entry is None else (key, _codec.decode(entry.body))
 
     # -- inboxes -------------------------------------------------------------------------
@@ -467,13 +523,12 @@ class Reception:
             for message in messages:
                 names: Sequence[str] = (message.name,)
                 if message.group_version:
-                    names = self._with_room(message.members, drops)
+                    names = self._with_room(message, drops)
                 if names:
-                    entry = Entry(
-                        home, message.body, message.deadline_ns, message.leaf, message.leaf_ident
-                    )
+                    entry = Entry(home, message.body, message.deadline_ns, bool(message.leaf))
                     self.inboxes.put(entry, names)
                     left += names
+            self._expire_in_time()
         for port in self.site.ports() if left else ():
             port.wake_each(left)
             port.wake(home, len(left))
@@ -481,78 +536,140 @@ class Reception:
 
     def _report(self, drops: Sequence[Drop]) -> None:
         """Count what found no room in an inbox, and say so."""
-        self._pay(len(drops))
+        with self.site.mutex:
+            self._dropped += len(drops)
+        self._settle()
         self._on_drop(drops)
 
-    def _with_room(self, members: Sequence[str], drops: list[Drop]) -> Sequence[str]:
-        """Return the members whose inbox is not full, and note the others."""
+    def _with_room(self, message: Popped, drops: list[Drop]) -> Sequence[str]:
+        """Return the members of a group message whose inbox is not full, and note the others."""
         if not self.inboxes.count:
-            return members
+            return message.members
         depth_of = self.inboxes.depth
         served = []
-        for name in members:
+        for name in message.members:
             depth = depth_of(name)
             if depth and depth >= (capacity := self._capacity_of(name)):
-                drops.append(Drop(name, 1, depth, capacity, "channel full"))
-            else:
-                served.append(name)
+                depth = self.inboxes.group_depth(name, time.monotonic_ns())
+                if depth >= capacity:
+                    drops.append(Drop(name, 1, depth, capacity, "channel full", message.name))
+                    continue
+            served.append(name)
         return served
 
-    def _owe(self, leaf: int, ident: int) -> None:
-        """Note that a message left an inbox; its leaf is told soon, with others.
+    # -- settling ------------------------------------------------------------------------
 
-        Called with the mutex held. Soon: before the next drain, after ``_OWED`` of them, or in
+    def settle_soon(self) -> None:
+        """Let what was read count no more soon, together with what is read next.
+
+        Called with the mutex held. Soon: with the next drain, after ``_UNSETTLED`` messages, or in
         the loop's next round, whichever comes first.
         """
-        self._check_inbox_epoch()
-        self._owed.append((leaf, ident))
         loop = asyncio._get_running_loop()
-        if len(self._owed) >= _OWED or loop is None:
-            self._pay()
-        elif not self._pay_is_due:
-            self._pay_is_due = True
-            loop.call_soon(self._pay)
+        if loop is None or self.inboxes.read_count >= _UNSETTLED:
+            self._settle()
+        elif self._settles_on() is not loop:  # one that ended has not done it
+            self._settles_on = weakref.ref(loop)
+            loop.call_soon(self._settle)
 
     def settle(self) -> bool:
-        """Pay at once what is owed; whether there was anything."""
-        owes = bool(self._owed)
-        if owes:
-            self._pay()
-        return owes
-
-    def _pay(self, dropped: int = 0) -> None:
-        """Uncount what left the inboxes since the last time, in shared memory."""
-        self._pay_is_due = False
+        """Settle at once, and drop what has expired; whether there was anything."""
         with self.site.mutex:
-            owed, self._owed = self._owed, []
-        if (not owed and not dropped) or not self.site.is_open:
+            self.inboxes.expire(time.monotonic_ns())
+            has_any = bool(self.inboxes.read)
+            if has_any:
+                self._settle()
+        return has_any
+
+    def _settle(self) -> None:
+        """Say in shared memory what of it still lies here."""
+        with self.site.mutex:
+            self._settles_on = _no_loop
+            if not self.site.is_open or not (self.inboxes.read or self._dropped):
+                return
+            self._check_inbox_epoch()
+            settled = self._begin_to_settle()
+            try:
+                self.site.messages.settle(settled)
+            except (LockBusy, IPCError):  # what is wrong is met by whoever uses the store next
+                self._take_back(settled)
+            except BaseException:
+                self._take_back(settled)
+                raise
+            else:
+                return
+        loop = asyncio._get_running_loop()
+        if loop is not None:
+            loop.call_later(_RETRY_S, self._settle)
+
+    def _begin_to_settle(self) -> Settled:
+        """Return what to say; whoever could not say it takes it back."""
+        inboxes = self.inboxes
+        if inboxes.due_ns <= time.monotonic_ns():
+            inboxes.expire(time.monotonic_ns())
+        read, inboxes.read, inboxes.read_count = inboxes.read, set(), 0
+        dropped, self._dropped = self._dropped, 0
+        return Settled({name: inboxes.held(name) for name in read}, dropped, inboxes.epoch)
+
+    def _take_back(self, settled: Settled) -> None:
+        self.inboxes.read.update(settled.held)
+        self._dropped += settled.dropped
+
+    def _expire_in_time(self) -> None:
+        """Drop what has expired here when the first of it does, if a loop runs here till then.
+
+        Else whoever drains next does it, or whoever finds the channel full waits for the last.
+        """
+        due_ns = self.inboxes.due_ns
+        if due_ns == _NEVER_NS:
             return
-        try:
-            self.site.messages.credit(owed, dropped, epoch=self.inboxes.epoch)
-        except LockBusy:
-            with self.site.mutex:
-                self._owed += owed
-            loop = asyncio._get_running_loop()
-            if loop is not None:
-                loop.call_later(0.01, self._pay, dropped)
+        now = time.monotonic_ns()
+        if now < self._expires_at_ns <= due_ns:
+            return  # it looks again then
+        loop = asyncio._get_running_loop()
+        if loop is not None:
+            self._expires_at_ns = due_ns
+            loop.call_later(max(0, due_ns - now) / 1e9, _expire, weakref.ref(self))
+
+    def expire(self) -> None:
+        """Drop what has expired here."""
+        with self.site.mutex:
+            self._expires_at_ns = 0
+            self.inboxes.expire(time.monotonic_ns())
+            if self.inboxes.read:
+                self._settle()
+            self._expire_in_time()
 
     def _check_inbox_epoch(self) -> None:
         epoch = self.site.messages.epoch()
         if epoch != self.inboxes.epoch:  # flushed by somebody
             self.inboxes.epoch = epoch
             self.inboxes.clear()
-            self._owed.clear()
 
     def on_safety(self) -> None:
         """Drop what has expired in the inboxes, and wake whoever could have what is there."""
         if not self.inboxes.count:
             return
         with self.site.mutex:
-            for one in self.inboxes.expire(time.monotonic_ns()):
-                if one.leaf:
-                    self._owe(one.leaf, one.leaf_ident)
+            self.inboxes.expire(time.monotonic_ns())
+            if self.inboxes.read:
+                self.settle_soon()
             names, homes = self.inboxes.names(), self.inboxes.homes()
         for port in self.site.ports():
             port.wake_each(names)
             for home, count in homes:
                 port.wake(home, count)
+
+
+def _no_loop() -> None:
+    return None
+
+
+def _raise(exc: Exception) -> None:
+    raise exc
+
+
+def _expire(reception: weakref.ref[Reception]) -> None:
+    here = reception()
+    if here is not None:
+        here.expire()

@@ -75,8 +75,11 @@ def rest(site: Site, inboxes: Inboxes, key: str, home: str, spin_rounds: int) ->
     return waiter
 
 
-def served(site: Site, inboxes: Inboxes, waiter: Waiter) -> dict[str, Any] | None:
+def served(site: Site, inboxes: Inboxes, waiter: Waiter, crowded_at: int) -> dict[str, Any] | None:
     """Return the message that woke one which rested; ``None``: it has to look for itself.
+
+    Args:
+        crowded_at: so much in the queue may be too much for the name: see ``Reception``.
 
     Raises:
         SegmentCorrupt: the message was damaged; the wait is over.
@@ -85,8 +88,12 @@ def served(site: Site, inboxes: Inboxes, waiter: Waiter) -> dict[str, Any] | Non
     key = waiter.keys[0]
     try:
         with site.mutex:
-            words = site.messages.segment.words
+            store = site.messages
+            words = store.segment.words
             if words is None or words[_EPOCH] != inboxes.epoch:
+                return None
+            known = store.records.known.get(waiter.homes[0])
+            if known is None or words[known[0] + _SENT] - words[known[0] + _TAKEN] >= crowded_at:
                 return None
             entry = inboxes.pop_alone(key, time.monotonic_ns())
         if entry is None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from . import _layout as L
-from ._bell import Anchor, Ringer, bells_directory, make_directory
+from ._bell import Anchor, Ringer, bells_directory, make_directory, new_random
 from ._inotify import IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVE_SELF, Inotify, open_inotify
 from ._membership import GroupStore
 from ._port import HostLoop, Port, runs_here
@@ -117,6 +117,7 @@ class Site:
         self.groups.forget()
         self.messages.forget()
         largest = self.messages.queues.heap.capacity_bytes() - _OVERHEAD_BYTES
+        self.messages.slots.owner = new_random()
         self.most_bytes = min(self.max_message_bytes or largest, largest)
         self.is_open = True
 
@@ -211,6 +212,7 @@ class Site:
         self._close_anchor()
         self._ringer.own.clear()
         self._ringer.close()
+        self.messages.slots.owner = new_random()
         if self.is_open:
             self.messages.segment.after_fork_in_child()
             self.groups.segment.after_fork_in_child()

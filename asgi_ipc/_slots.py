@@ -41,6 +41,7 @@ class Slots:
         self.segment = records.segment
         self.records = records
         self.ring = ring
+        self.owner = 0  # what `CH_OWNER` says of this process; 0: it is not told from others
         self.dead: list[tuple[int, int]] = []
 
     # -- waking --------------------------------------------------------------------------
@@ -117,8 +118,11 @@ class Slots:
             parked = words[record + word]
             if not parked & bit:
                 plan[record + word] = parked | bit
-            if home[-1] == "!" and words[record + L.CH_LOOP] != token:
-                plan[record + L.CH_LOOP] = token
+            if home[-1] == "!":
+                if words[record + L.CH_LOOP] != token:
+                    plan[record + L.CH_LOOP] = token
+                if words[record + L.CH_OWNER] != self.owner:
+                    plan[record + L.CH_OWNER] = self.owner
             if len(plan) > _PLAN_ROOM:
                 self.segment.commit(plan)
                 plan = {}
@@ -144,7 +148,9 @@ class Slots:
         ):
             return True  # for another waiter of the loop
         try:
-            return _fast.park(self.segment, known, slot, token if home[-1] == "!" else 0)
+            if home[-1] != "!":
+                return _fast.park(self.segment, known, slot, 0, 0)
+            return _fast.park(self.segment, known, slot, token, self.owner)
         except LockBusy:
             return False
 

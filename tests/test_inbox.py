@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,21 +11,33 @@ from asgi_ipc._inbox import Entry, Inboxes
 NEVER_NS = 1 << 62
 
 
-def put(inboxes: Inboxes, name: str, body: bytes = b"", deadline_ns: int = NEVER_NS) -> None:
-    inboxes.put(Entry(name[: name.index("!") + 1], body, deadline_ns), [name])
+@pytest.fixture
+def inboxes() -> Inboxes:
+    return Inboxes()
 
 
-def pop(inboxes: Inboxes, key: str, now_ns: int, dropped: list[Entry]) -> Entry | None:
+def put(
+    inboxes: Inboxes,
+    name: str,
+    body: bytes = b"",
+    deadline_ns: int = NEVER_NS,
+    *,
+    is_counted: bool = False,
+) -> None:
+    inboxes.put(Entry(name[: name.index("!") + 1], body, deadline_ns, is_counted), [name])
+
+
+def pop(inboxes: Inboxes, key: str, now_ns: int) -> Entry | None:
     """Take from a full name or a home."""
     if key.endswith("!"):
-        found = inboxes.pop_home(key, now_ns, dropped)
+        found = inboxes.pop_home(key, now_ns)
         return None if found is None else found[1]
-    return inboxes.pop(key, now_ns, dropped)
+    return inboxes.pop(key, now_ns)
 
 
 def bodies(inboxes: Inboxes, name: str, now_ns: int = 0) -> list[bytes]:
     found = []
-    while (one := pop(inboxes, name, now_ns, [])) is not None:
+    while (one := pop(inboxes, name, now_ns)) is not None:
         found.append(one.body)
     return found
 
@@ -52,17 +65,46 @@ def test_a_home_gives_everything_below_it_in_order() -> None:
     assert bodies(inboxes, "b!") == [b"2"]
 
 
-def test_expired_messages_are_handed_back_and_not_out() -> None:
-    """They go to the list of the dropped, so that they can be uncounted."""
-    inboxes = Inboxes()
-    put(inboxes, "a!x", b"old", 5)
-    put(inboxes, "a!x", b"new", 50)
-    dropped: list[Entry] = []
-    found = inboxes.pop("a!x", 10, dropped)
-    assert found is not None
-    assert found.body == b"new"
-    assert [one.body for one in dropped] == [b"old"]
-    assert inboxes.count == 0
+def test_what_a_counted_message_left_is_said(inboxes: Inboxes) -> None:
+    """Read, by name or through the home, or expired: its name has to be settled, a group's not."""
+    for name, deadline_ns in (("a!x", 5), ("a!x", 50), ("a!y", 50), ("a!z", 7), ("a!z", 60)):
+        put(inboxes, name, deadline_ns=deadline_ns, is_counted=True)
+    put(inboxes, "a!group", deadline_ns=5)
+    assert (inboxes.held("a!x"), inboxes.held("a!group"), inboxes.due_ns) == (2, 0, 5)
+    assert inboxes.pop("a!x", 6) is not None
+    assert (inboxes.read, inboxes.read_count, inboxes.held("a!x")) == ({"a!x"}, 2, 0)
+    assert inboxes.pop_home("a!", 6) is not None
+    assert inboxes.read == {"a!x", "a!y"}
+    inboxes.read.clear()
+    inboxes.expire(8)
+    assert (inboxes.read, inboxes.due_ns, inboxes.held("a!z")) == ({"a!z"}, 60, 1)
+    put(inboxes, "a!alone", is_counted=True)
+    assert inboxes.pop_alone("a!alone", 8) is not None
+    assert inboxes.read == {"a!z", "a!alone"}
+
+
+def test_group_messages_are_counted_by_name(inboxes: Inboxes) -> None:
+    """Those that live, and none that was sent directly."""
+    assert inboxes.group_depth("a!x", 0) == 0
+    for deadline_ns in (5, 50, 50):
+        put(inboxes, "a!x", deadline_ns=deadline_ns)
+    put(inboxes, "a!x", is_counted=True)
+    put(inboxes, "a!y")
+    assert inboxes.group_depth("a!x", 6) == 2
+    assert inboxes.group_depth("a!y", 6) == 1
+
+
+def test_the_next_of_a_home_is_known_before_it_is_taken(inboxes: Inboxes) -> None:
+    """Whose it is, whatever was read by name meanwhile."""
+    assert inboxes.next_name("a!") is None
+    inboxes.put(Entry("a!", b"group", NEVER_NS), ["a!x", "a!y"])
+    put(inboxes, "a!z")
+    assert inboxes.next_name("a!") == "a!x"
+    inboxes.pop("a!x", 0)
+    assert inboxes.next_name("a!") == "a!y"
+    for name in ("a!y", "a!z"):
+        assert inboxes.pop_home("a!", 0) is not None, name
+    assert inboxes.next_name("a!") is None
 
 
 def test_the_sweep_removes_the_expired_of_every_name() -> None:
@@ -70,7 +112,7 @@ def test_the_sweep_removes_the_expired_of_every_name() -> None:
     inboxes = Inboxes()
     for number in range(10):
         put(inboxes, f"a!{number % 3}", bytes([number]), 5 if number % 2 else 50)
-    assert len(inboxes.expire(10)) == 5
+    inboxes.expire(10)
     assert inboxes.count == 5
     assert bodies(inboxes, "a!", 10) == [bytes([number]) for number in (0, 2, 4, 6, 8)]
 
@@ -90,7 +132,7 @@ def test_a_home_nobody_asks_for_keeps_no_dead_entries() -> None:
     put(inboxes, "a!stays")
     for _ in range(10_000):
         put(inboxes, "a!x")
-        inboxes.pop("a!x", 0, [])
+        inboxes.pop("a!x", 0)
     assert len(inboxes._by_home["a!"].batches) < 200
 
 
@@ -102,7 +144,7 @@ def test_a_group_message_is_one_entry_under_all_its_names() -> None:
     put(inboxes, "a!x", b"last")
     assert (inboxes.count, inboxes.depth("a!x"), inboxes.depth("a!y")) == (5, 2, 2)
     assert bodies(inboxes, "a!x") == [b"group", b"last"]
-    found = [inboxes.pop_home("a!", 0, []) for _ in range(4)]
+    found = [inboxes.pop_home("a!", 0) for _ in range(4)]
     assert [one and (one[0], one[1].body) for one in found] == [
         ("a!y", b"first"),
         ("a!y", b"group"),
@@ -142,7 +184,7 @@ def test_any_sequence_agrees_with_one_list(steps: list[tuple[str, str, int]]) ->
                 if (one[0].startswith(name) if name.endswith("!") else one[0] == name)
             ]
             live = [one for one in wanted if one[2] > now]
-            found = pop(inboxes, name, now, [])
+            found = pop(inboxes, name, now)
             assert (found and found.body) == (live[0][1] if live else None)
             met = wanted if not live else wanted[: wanted.index(live[0]) + 1]
             model = [one for one in model if one not in met]

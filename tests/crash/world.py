@@ -19,7 +19,7 @@ from asgi_ipc import _layout as L
 from asgi_ipc._fanout import Envelope, GroupMessage
 from asgi_ipc._membership import GroupStore
 from asgi_ipc._segment import Segment
-from asgi_ipc._store import Letter, MessageStore, Taken
+from asgi_ipc._store import Letter, MessageStore, Settled, Taken
 from asgi_ipc.exceptions import ChannelFull
 from asgi_ipc.names import home_of
 
@@ -95,7 +95,9 @@ class Actor:
         self.groups_segment = world.attach("groups", segment_class)
         self.groups = GroupStore(self.groups_segment)
         self.messages = MessageStore(self.messages_segment, world.ring, self.groups.members_at)
-        self.credits: list[tuple[int, int]] = []  # of messages in its inboxes
+        self.messages.slots.owner = 1001 + len(world.actors)
+        self.held: list[str] = []  # the names of messages in its inboxes
+        self.read: list[str] = []  # those that it has still to tell the others of
 
     @property
     def segments(self) -> tuple[Segment, Segment]:
@@ -126,7 +128,9 @@ class World:
         self._stand_ins = ((time, self.clock), (fcntl.flock, self._lock))
         for real, stand_in in self._stand_ins:
             assert replace_everywhere(real, stand_in), f"nobody uses {real} any more"
-        self.actors = [Actor(self, segment_class), Actor(self, segment_class)]
+        self.actors: list[Actor] = []
+        for _ in range(2):
+            self.actors.append(Actor(self, segment_class))
         self.loops: list[Loop] = []
         self.inspected = (self.attach("messages"), self.attach("groups"))
 
@@ -219,17 +223,39 @@ class World:
         return Op(f"send to all of {names}, capacity {capacity}", actor, run)
 
     def take(
-        self, actor: Actor, homes: list[str], *, limit: int = 1, wanted: Iterable[str] = ()
+        self,
+        actor: Actor,
+        homes: list[str],
+        *,
+        limit: int = 1,
+        wanted: Iterable[str] | None = (),
+        settles: bool = False,
     ) -> Op:
-        """Receive without waiting."""
+        """Receive without waiting.
+
+        Args:
+            settles: what was read is told of in the same hold of the lock.
+        """
+        names = None if wanted is None else tuple(wanted)
+        settled = self._settled(actor) if settles else Settled({})
 
         def run() -> Taken:
-            return actor.messages.take(homes, limit=limit, wanted=tuple(wanted))
+            return actor.messages.take(homes, limit=limit, wanted=names, settled=settled)
 
         def settle(taken: Taken) -> None:
-            actor.credits += [(m.leaf, m.leaf_ident) for m in taken.messages if m.leaf]
+            self._was_settled(actor, settled)
+            actor.held += [message.name for message in taken.messages if message.leaf]
 
-        return Op(f"take {limit} from {homes}, wanted {wanted}", actor, run, settle)
+        batch = frozenset({"held"} if settles else ())  # first the one, then the other
+        text = f"take {limit} from {homes}, wanted {wanted}, settled {settled}"
+        return Op(text, actor, run, settle, piecemeal=batch)
+
+    def _settled(self, actor: Actor, dropped: int = 0) -> Settled:
+        held = {name: actor.held.count(name) for name in actor.read}
+        return Settled(held, dropped, actor.messages.epoch())
+
+    def _was_settled(self, actor: Actor, settled: Settled) -> None:
+        actor.read = [name for name in actor.read if name not in settled.held]
 
     def take_one(self, actor: Actor, name: str) -> Op:
         """Receive without waiting, the short way: a home takes whatever is under it."""
@@ -267,12 +293,12 @@ class World:
             if not taken.messages:
                 loop.homes = list(dict.fromkeys([*loop.homes, *homes]))
                 return
-            loop.actor.credits += [(m.leaf, m.leaf_ident) for m in taken.messages if m.leaf]
+            loop.actor.held += [message.name for message in taken.messages if message.leaf]
             loop.homes = [home for home in loop.homes if home not in leave]
             loop.rung = bool(loop.homes)  # `aio` lets the others look soon
 
         text = f"slot {loop.slot} waits for {homes}, leaves {leave}, others in {others_in}"
-        batch = frozenset({"parked", "loop"} if len(homes) > 1 else ())
+        batch = frozenset({"parked", "loop", "held"} if len(homes) > 1 else ())
         return Op(text, loop.actor, run, settle, loop, batch)
 
     def park_one(self, loop: Loop, home: str) -> Op:
@@ -295,7 +321,7 @@ class World:
         def settle(waiting: list[tuple[str, int]]) -> None:
             loop.rung = bool(waiting)  # then it is about to take
 
-        batch = frozenset({"parked", "loop", "hint"})
+        batch = frozenset({"parked", "loop", "hint", "held"})
         return Op(f"slot {loop.slot} looks", loop.actor, run, settle, loop, batch)
 
     def withdraw(self, loop: Loop) -> Op:
@@ -332,19 +358,19 @@ class World:
             loop,
         )
 
-    def credit(self, actor: Actor, count: int) -> Op:
-        """Uncount messages that left the inboxes."""
-        leaves = actor.credits[:count]
+    def read(self, actor: Actor, count: int) -> None:
+        """Let the first messages leave the inboxes of a process; nobody else is told."""
+        actor.read += actor.held[:count]
+        del actor.held[:count]
 
-        def settle(_: None) -> None:
-            del actor.credits[:count]
-
-        text = f"credit {len(leaves)}"
+    def settle(self, actor: Actor) -> Op:
+        """Tell the others what left the inboxes."""
+        settled = self._settled(actor, dropped=1)
         return Op(
-            text,
+            f"settle {settled}",
             actor,
-            lambda: actor.messages.credit(leaves, 1, epoch=actor.messages.epoch()),
-            settle,
+            lambda: actor.messages.settle(settled),
+            lambda _: self._was_settled(actor, settled),
         )
 
     def flush_messages(self, actor: Actor) -> Op:
@@ -352,7 +378,8 @@ class World:
 
         def settle(_: None) -> None:
             for one in self.actors:
-                one.credits.clear()
+                one.held.clear()
+                one.read.clear()
 
         return Op("flush messages", actor, actor.messages.flush, settle)
 
