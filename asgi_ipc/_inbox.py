@@ -21,6 +21,7 @@ __all__ = ["Entry", "Inboxes"]
 
 _COMPACT_AT = 64
 _NEVER_NS = 1 << 63
+_EXPIRE_NS = 2000  # ten times what one message costs
 
 
 class Entry:
@@ -62,7 +63,7 @@ class Inboxes:
         epoch: of the segment they were drained from; for whoever holds this.
         read: names that a counted message left, read or expired; whoever settles that clears it.
         read_count: how many messages those were.
-        due_ns: none of the counted ones expires before.
+        due_ns: when to look for counted ones that have expired.
     """
 
     def __init__(self) -> None:
@@ -83,6 +84,9 @@ class Inboxes:
 
     def held(self, name: str) -> int:
         """Return how many counted messages lie here for a full name."""
+        queue = self.by_name.get(name)
+        if queue is None:  # nearly always
+            return 0
         return sum(entry.is_counted for entry in self._all(name))
 
     def group_depth(self, name: str, now_ns: int) -> int:
@@ -213,14 +217,17 @@ class Inboxes:
             del self._by_home[entry.home]
 
     def expire(self, now_ns: int) -> None:
-        """Remove every expired message."""
-        self.due_ns = _NEVER_NS
+        """Remove every expired message.
+
+        ``due_ns`` is then so late that looking at all of them takes a tenth of the time at most.
+        """
+        first_ns = _NEVER_NS
         for name, queue in list(self.by_name.items()):
             old = [queue] if isinstance(queue, Entry) else list(queue)
             kept = deque(entry for entry in old if entry.deadline_ns > now_ns)
             for entry in kept:
-                if entry.is_counted and entry.deadline_ns < self.due_ns:
-                    self.due_ns = entry.deadline_ns
+                if entry.is_counted and entry.deadline_ns < first_ns:
+                    first_ns = entry.deadline_ns
             if len(kept) == len(old):
                 continue
             if kept:
@@ -230,6 +237,7 @@ class Inboxes:
             for entry in old:
                 if entry.deadline_ns <= now_ns:
                     self._went(name, entry)
+        self.due_ns = max(first_ns, now_ns + _EXPIRE_NS * self.count)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -340,6 +340,7 @@ class Reception:
         waiter: Waiter | None = None,
     ) -> Received | None:
         """Return one message for ``keys`` if there is one; with a port, park if there is none."""
+        self._drain_crowded(keys)
         got = self._find_in_inbox(keys, waiter)
         if got is not None:
             return got
@@ -354,8 +355,8 @@ class Reception:
         if all(home[-1] != "!" for home in homes):
             taken = self._take_messages(keys, homes, port, waiter)
             return self._decoded(taken.messages[0]) if taken.messages else None
-        with self.site.mutex:  # so that what two loops drain arrives in the order it was drained
-            while True:
+        while True:
+            with self.site.mutex:  # so that what two loops drain arrives in its order
                 got = self._find_in_inbox(keys, waiter)  # another thread's drain, or the last one
                 if got is not None:
                     return got
@@ -367,10 +368,12 @@ class Reception:
                 first = taken.messages[0]
                 mine = not first.group_version and (first.name in keys or taken.home in keys)
                 rest = taken.messages[1:] if mine else taken.messages
-                if drops := self._deliver(taken.home, rest):
-                    self._report(drops)
+                drops = self._deliver(taken.home, rest)
                 if mine:
-                    return self._decoded(first)
+                    return self._decoded(first)  # no group's, so there are no drops
+            if drops:
+                self._report(drops)
+            self._drain_crowded(keys)
 
     def _find_in_inbox(self, keys: tuple[str, ...], waiter: Waiter | None) -> Received | None:
         if not self.inboxes.count or not self._lies_in_inbox(keys):
@@ -397,12 +400,14 @@ class Reception:
             seems_there = rung or messages.may_have(home)
             if not seems_there and not (self.inboxes.count and self.inboxes.has(key)):
                 return None
+            if self.inboxes.count and seems_there:
+                try:
+                    self._drain_crowded((key,))
+                except LockBusy:
+                    return None
             with self.site.mutex:
                 if self.inboxes.count and self.inboxes.has(key):
-                    try:
-                        got = self._take_from_inboxes((key,))
-                    except LockBusy:
-                        return None
+                    got = self._take_from_inboxes((key,))
                     if got is not None:
                         return got
                 if not seems_there:
@@ -456,11 +461,8 @@ class Reception:
             if self.site.messages.epoch() != self.inboxes.epoch:
                 self._check_inbox_epoch()
             inboxes = self.inboxes
+            now = time.monotonic_ns()
             for key in keys:
-                if not inboxes.has(key):
-                    continue
-                self._drain_if_crowded(key)
-                now = time.monotonic_ns()
                 if key[-1] == "!":
                     found = inboxes.pop_home(key, now)
                 else:
@@ -472,31 +474,35 @@ class Reception:
                 self.settle_soon()
         return None if found is None else (found[0], _codec.decode(found[1].body))
 
-    def _drain_if_crowded(self, key: str) -> None:
-        """Let a name never have more group messages than its capacity, here and in the queue.
+    def _drain_crowded(self, keys: tuple[str, ...]) -> None:
+        """Let no name have more group messages than its capacity, here and in the queue.
 
         What reading makes room for here is for what is sent from now on, not for what waits in the
-        queue: that is drained first, and what finds no room is dropped.
+        queue: that is drained before anything is read, and what finds no room is dropped.
         """
-        queued = self.site.messages.records.queued(home_of(key))
-        if not queued:
+        if not self.inboxes.count:
             return
-        name = self.inboxes.next_name(key) if key[-1] == "!" else key
-        if name is None:
-            return
-        here = self.inboxes.group_depth(name, time.monotonic_ns())
-        if not here or here + queued <= self._capacity_of(name):
-            return
-        home = home_of(key)
-        drops: list[Drop] = []
-        while queued > 0:
-            messages = self._take_from((home,), limit=_BATCH).messages
-            if not messages:
-                break
-            queued -= len(messages)
-            drops += self._deliver(home, messages)
-        if drops:
-            self._report(drops)
+        for key in keys:
+            if not self.inboxes.has(key):
+                continue
+            home = home_of(key)
+            queued = self.site.messages.records.queued(home)
+            if queued and self._is_crowded(key, queued):
+                drops: list[Drop] = []
+                with self.site.mutex:
+                    while queued > 0:
+                        messages = self._take_from((home,), limit=_BATCH).messages
+                        queued = queued - len(messages) if messages else 0
+                        drops += self._deliver(home, messages)
+                if drops:
+                    self._report(drops)
+
+    def _is_crowded(self, key: str, queued: int) -> bool:
+        """Whether a name, the next one of a whole home, has perhaps more than it may."""
+        with self.site.mutex:
+            name = self.inboxes.next_name(key) if key[-1] == "!" else key
+            here = self.inboxes.group_depth(name, time.monotonic_ns()) if name else 0
+            return name is not None and here > 0 and here + queued > self._capacity_of(name)
 
     def _take_drained(self, key: str) -> Received | None:
         """Do the same for one full name in the usual case, straight: for each of thousands."""
@@ -506,7 +512,7 @@ class Reception:
             if words is None or words[_EPOCH] != self.inboxes.epoch:
                 return None
             if site.messages.records.queued(home_of(key)) >= self.least_capacity:
-                return None  # see `_drain_if_crowded`
+                return None  # see `_drain_crowded`
             entry = self.inboxes.pop_alone(key, time.monotonic_ns())
             if self.inboxes.read:
                 self.settle_soon()

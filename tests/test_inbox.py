@@ -77,7 +77,8 @@ def test_what_a_counted_message_left_is_said(inboxes: Inboxes) -> None:
     assert inboxes.read == {"a!x", "a!y"}
     inboxes.read.clear()
     inboxes.expire(8)
-    assert (inboxes.read, inboxes.due_ns, inboxes.held("a!z")) == ({"a!z"}, 60, 1)
+    assert (inboxes.read, inboxes.held("a!z")) == ({"a!z"}, 1)
+    assert 60 <= inboxes.due_ns < 10_000
     put(inboxes, "a!alone", is_counted=True)
     assert inboxes.pop_alone("a!alone", 8) is not None
     assert inboxes.read == {"a!z", "a!alone"}
