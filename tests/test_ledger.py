@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -335,6 +336,30 @@ def test_drops_are_told_by_a_loop_that_ends(make_layer: MakeLayer) -> None:
     loop.settle()
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
+
+
+@pytest.mark.parametrize("names", [("x!c",), ("x!a", "x!c")])
+def test_a_callback_may_wait_for_another_thread(
+    make_layer: MakeLayer, names: tuple[str, ...]
+) -> None:
+    """One that receives from the same layer, whoever found that there is no room."""
+    ended: list[bool] = []
+
+    def on_drop(_: Drop) -> None:
+        thread = threading.Thread(target=everything, args=(layer, "x!b"))
+        thread.start()
+        thread.join(PATIENCE_S / 10)
+        ended.append(not thread.is_alive())
+
+    layer = make_layer(channel_capacity={"x!c": 1}, on_drop=on_drop)
+    sender = make_layer()
+    drive(sender.group_add("g", "x!c"))
+    for _ in range(2):
+        drive(sender.group_send("g", {}))
+    drive(sender.send("x!a", {}))
+    for name in names:
+        assert everything(layer, name) == [{}]
+    assert ended == [True]
 
 
 def interrupted(function: Callable[..., Any], step: int, action: Callable[[], object]) -> bool:
