@@ -107,17 +107,24 @@ def rest(waiter: Resting, inboxes: Inboxes) -> asyncio.Future[None]:
     return future
 
 
-def served(site: Site, inboxes: Inboxes, waiter: Resting) -> dict[str, Any] | None:
+def served(site: Site, inboxes: Inboxes, waiter: Resting, crowded_at: int) -> dict[str, Any] | None:
     """Return the message that woke one which rested; ``None``: it has to look for itself.
+
+    Args:
+        crowded_at: so much in the queue may be too much for the name: see ``Reception``.
 
     Raises:
         SegmentCorrupt: the message was damaged.
     """
     (key,) = waiter.keys
     (home,) = waiter.homes
+    store = site.messages
     with site.mutex:
-        words = site.messages.segment.words
+        words = store.segment.words
         if words is None or words[_EPOCH] != inboxes.epoch:
+            return None
+        known = store.records.known.get(home)
+        if known is None or words[known[0] + _SENT] - words[known[0] + _TAKEN] >= crowded_at:
             return None
         entry = inboxes.pop_alone(home, key, time.monotonic_ns())
     if entry is None:
