@@ -365,6 +365,10 @@ class Ringer:
             token = self._witness.take()
         return token
 
+    def is_own(self, process: int) -> bool:
+        """Whether a token is this process's, or was."""
+        return self._witness.is_own(process)
+
     def ring(self, slot: int, token: int, process: int) -> Life:
         """Wake the loop in ``slot``.
 

@@ -23,7 +23,7 @@ import posix_ipc
 
 from . import _layout as L
 from . import _procfs
-from ._own import identity_of
+from ._own import identity_of, this_process
 from ._segment import Segment
 from .exceptions import (
     SegmentCorrupt,
@@ -141,6 +141,7 @@ class Image(Segment):
         self._repaired: Copy | None = None
         fd = _open(name)
         self._own_lock(fd, identity_of(fd) or self._identity)
+        self.attached_by = this_process()
         try:
             self._check()
         except BaseException:

@@ -148,7 +148,10 @@ class Inboxes:
             return None
         if entry.is_counted:
             self.read.append(name)
-        self._remove(below, name, home)
+        if len(below) == 1:
+            del self.by_home[home]
+        else:
+            del below[name]
         return entry
 
     def pop_home(self, home: str, now_ns: int) -> tuple[str, Entry] | None:

@@ -3,8 +3,10 @@
 It is what a port needs of an event loop, in one or two descriptors, where asyncio's has three.
 What becomes readable while it stands still is answered when the thread blocks again.
 Signals wait while it works and are served where
-it waits: so what a handler raises comes out of there alone, and never leaves a port, a lock or
-a descriptor half way. The coroutine is then closed, which runs its ``finally`` clauses.
+it waits: so what a handler raises comes out of there alone, and no message is in hand then.
+The coroutine is then closed, which runs its ``finally`` clauses. That is for a process of one
+thread: the kernel gives a signal to any thread that does not hold it back, and Python then runs
+the handler on the main thread, wherever that is. What it raises loses the message in hand at most.
 """
 
 from __future__ import annotations
@@ -24,12 +26,16 @@ from typing import Any, Self, TypeVar
 from ._bell import PipeBell, new_bell, ring
 from ._blocking import driving
 from ._own import here, this_process
+from .exceptions import IPCError
 
 __all__ = ["PollLoop", "PrivateLoops"]
 
 R = TypeVar("R")
 
-_ALL_SIGNALS = tuple(map(int, signal.valid_signals()))
+# Not those of a fault of the thread itself: held back, it kills without a word of `faulthandler`.
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+_HELD = tuple(map(int, signal.valid_signals() - _FAULTS))
+_NO_FD = (1 << 31) - 1
 
 
 class _Future:
@@ -62,12 +68,26 @@ class _Timer:
         self.args = ()
 
 
+def _runs_handlers() -> bool:
+    """Whether this thread runs Python's signal handlers: the main one of the main interpreter."""
+    if threading.get_ident() != threading.main_thread().ident:
+        return False
+    try:
+        signal.set_wakeup_fd(_NO_FD)
+    except ValueError:
+        return False  # said before it looks at the descriptor, which there is none of
+    except OSError:
+        pass
+    return True
+
+
 class SignalMask:
-    """Holds signals back on the main thread, which alone runs handlers."""
+    """Holds signals back on the thread that runs handlers."""
 
     def __init__(self) -> None:
-        self._is_main = threading.get_ident() == threading.main_thread().ident
+        self._is_main = _runs_handlers()
         self._before: Iterable[int] = ()
+        self.is_held = False
 
     def __enter__(self) -> Self:
         if self._is_main:
@@ -82,10 +102,12 @@ class SignalMask:
 
     def hold(self) -> None:
         """Hold them back again."""
-        _signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
+        self.is_held = True
+        _signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
 
     def serve(self) -> None:
         """Let them in; the handlers of those that came meanwhile run in here."""
+        self.is_held = False
         _signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
     def __exit__(self, *_: object) -> None:
@@ -97,6 +119,12 @@ class PollLoop:
     """An event loop for one thread; it goes with the thread."""
 
     def __init__(self) -> None:
+        if not hasattr(select, "poll"):
+            raise IPCError(
+                "select.poll is not there (eventlet.monkey_patch() removes it), so no thread can "
+                "block on a channel: receive without waiting (block=False, timeout=0), on an "
+                "asyncio event loop, or patch with eventlet.monkey_patch(select=False)"
+            )
         self.process = this_process()
         self._thread = threading.get_ident()
         self._poll = select.poll()
@@ -108,10 +136,20 @@ class PollLoop:
         self._is_closed = False
         self._is_running = False
         self._mask = SignalMask()
-        self._is_main = threading.get_ident() == threading.main_thread().ident
+        self._is_main = _runs_handlers()
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
         # Rung by other threads and by signals, which write one byte: no eventfd takes that.
         self._alarm = PipeBell() if self._is_main else new_bell()
         self.add_reader(self._alarm.read_fd, self._alarm.drain)
+
+    def _begin_anew(self) -> None:
+        """Somebody has closed every descriptor: what was watched means other files by now."""
+        self._readers.clear()
+        self._poll = select.poll()
+        self._alarm.close()
+        self._set_alarm()
 
     # -- what a port asks for ------------------------------------------------------------
 
@@ -152,10 +190,8 @@ class PollLoop:
         return self._is_running
 
     def can_run(self) -> bool:
-        """Whether it may run on this thread: it is this process's, whole, and does not yet."""
-        return not (
-            self._is_closed or self._is_running or self.process != here[0] or self._alarm.is_lost()
-        )
+        """Whether it may run on this thread: it is this process's, and does not yet."""
+        return not (self._is_closed or self._is_running or self.process != here[0])
 
     def runs_here(self) -> bool:
         """Whether it runs on this very thread."""
@@ -173,32 +209,40 @@ class PollLoop:
         Args:
             mask: what is held back meanwhile, but for where this waits.
         """
-        self._is_running = driving.is_driving = True
-        self._mask = mask
-        driving.sleep = self._sleep
+        before = driving.is_driving, driving.sleep, driving.call_out
         try:
-            while True:
-                waits_for = operation.send(None)
-                while not waits_for.done():
-                    self._run_once()
-        except StopIteration as finished:
-            result: R = finished.value
-            return result
+            try:
+                self._is_running = True
+                self._mask = mask
+                driving.is_driving = True
+                driving.sleep, driving.call_out = self._sleep, self._call_out
+                while True:
+                    waits_for = operation.send(None)
+                    while not waits_for.done():
+                        self._run_once()
+            except StopIteration as finished:
+                result: R = finished.value
+                return result
+            finally:
+                operation.close()
         finally:
-            operation.close()
-            self._is_running = driving.is_driving = False
-            driving.sleep = time.sleep
+            self._is_running = False
+            driving.is_driving, driving.sleep, driving.call_out = before
 
-    def _sleep(self, seconds: float) -> None:
-        """Wait for a busy lock: signals are served meanwhile."""
-        if not self._is_main:
-            time.sleep(seconds)
+    def _call_out(self, function: Callable[..., object], *args: Any) -> None:
+        """Call what is not ours: signals are served meanwhile, and a child inherits no mask."""
+        if not self._mask.is_held:  # by a handler, or in here already
+            function(*args)
             return
         self._mask.serve()
         try:
-            time.sleep(seconds)
+            function(*args)
         finally:
             self._mask.hold()
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait for a busy lock: signals are served meanwhile."""
+        self._call_out(time.sleep, seconds)
 
     def _wait(self, wait_ms: float | None) -> list[tuple[int, int]]:
         if not self._is_main:
@@ -223,6 +267,8 @@ class PollLoop:
             if timer.callback is not None:
                 self._due.append((timer.callback, timer.args))
         if not self._due:
+            if self._alarm.is_lost():
+                self._begin_anew()
             wait_ms = None
             if self._timers:
                 wait_ms = max(0.0, self._timers[0][0] - now) * 1000 + 1

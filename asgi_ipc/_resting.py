@@ -21,10 +21,12 @@ from ._inbox import Inboxes
 from ._own import here
 from ._port import Port
 from ._site import Site
-from ._waiting import GONE, LOOKING, TOLD, Waiter
+from ._waiting import ASLEEP, GONE, LOOKING, TOLD, Waiter
 
 __all__ = ["Resting", "give_up", "may_rest", "rest", "served"]
 
+_get_running_loop: Any = asyncio._get_running_loop
+_monotonic_ns = time.monotonic_ns
 _EPOCH, _IDENT = L.EPOCH, L.IDENT
 _SENT, _TAKEN, _PARKED = L.CH_SENT, L.CH_TAKEN, L.CH_PARKED
 
@@ -59,7 +61,7 @@ def may_rest(site: Site, key: str, home: str, spin_rounds: int) -> Resting | Non
     record, ident = known
     if words[record + _SENT] != words[record + _TAKEN]:
         return None
-    loop = asyncio._get_running_loop()
+    loop = _get_running_loop()
     port = site.port_by_loop.get(id(loop))
     if loop is None or port is None or not port.fittings.open:
         return None
@@ -77,8 +79,9 @@ def may_rest(site: Site, key: str, home: str, spin_rounds: int) -> Resting | Non
         return None
     if port.spare:  # making one anew takes a twentieth of a member's time
         waiter: Resting = port.spare.pop()
-        waiter.keys = (key,)
-        waiter.homes = (home,)
+        if waiter.keys[0] is not key:
+            waiter.keys = (key,)
+            waiter.homes = (home,)
     else:
         waiter = Resting((key,), (home,))
         waiter.port = port
@@ -86,28 +89,28 @@ def may_rest(site: Site, key: str, home: str, spin_rounds: int) -> Resting | Non
     return waiter
 
 
-def rest(waiter: Resting, inboxes: Inboxes) -> asyncio.Future[None]:
+def rest(waiter: Resting, inboxes: Inboxes, key: str, home: str) -> asyncio.Future[None]:
     """Begin to wait, right after ``may_rest``; what to await is returned."""
-    port = waiter.port
+    waiting = waiter.port.waiting
+    by_home = waiting.by_home
+    others: Any = by_home[home]
     waiter.state = LOOKING
-    (key,) = waiter.keys
-    (home,) = waiter.homes
-    by_home = port.waiting.by_home
-    others = by_home[home]
-    if isinstance(others, Waiter):
-        by_home[home] = {others: None, waiter: None}
-    else:
+    if others.__class__ is dict:
         others[waiter] = None
-    port.waiting.by_key[key] = waiter
-    loop = asyncio.get_running_loop()
-    future = loop.create_future()
-    waiter.sleep_on(future)
+    else:
+        by_home[home] = {others: None, waiter: None}
+    waiting.by_key[key] = waiter
+    future: asyncio.Future[None]
+    future = waiter.future = _get_running_loop().create_future()
+    waiter.state = ASLEEP
     if home in inboxes.by_home and key in inboxes.by_home[home]:
         waiter.wake()  # it lies there already
     return future
 
 
-def served(site: Site, inboxes: Inboxes, waiter: Resting, crowded_at: int) -> dict[str, Any] | None:
+def served(
+    site: Site, inboxes: Inboxes, waiter: Resting, key: str, home: str, crowded_at: int
+) -> dict[str, Any] | None:
     """Return the message that woke one which rested; ``None``: it has to look for itself.
 
     Args:
@@ -116,8 +119,6 @@ def served(site: Site, inboxes: Inboxes, waiter: Resting, crowded_at: int) -> di
     Raises:
         SegmentCorrupt: the message was damaged.
     """
-    (key,) = waiter.keys
-    (home,) = waiter.homes
     store = site.messages
     with site.mutex:
         words = store.segment.words
@@ -126,16 +127,16 @@ def served(site: Site, inboxes: Inboxes, waiter: Resting, crowded_at: int) -> di
         known = store.records.known.get(home)
         if known is None or words[known[0] + _SENT] - words[known[0] + _TAKEN] >= crowded_at:
             return None
-        entry = inboxes.pop_alone(home, key, time.monotonic_ns())
+        entry = inboxes.pop_alone(home, key, _monotonic_ns())
     if entry is None:
         return None
     message = _codec.decode(entry.body)
     port = waiter.port
     waiting = port.waiting
-    others = waiting.by_home[home]
+    others: Any = waiting.by_home[home]
     if (
         waiter.state == TOLD  # and not rung as well
-        and not isinstance(others, Waiter)
+        and others.__class__ is dict
         and len(others) > 1  # the parked bits are theirs
         and waiting.by_key[key] is waiter
     ):

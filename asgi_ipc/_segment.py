@@ -124,6 +124,8 @@ class Segment:
 
     attached_by = NOBODY
     lock_fd = -1
+    words: Any = None
+    memory: Any = None
     _map_fd = -1
     _identity: Identity = (-1, -1)
     _end: weakref.finalize[[int, Identity, int, object, int], Segment] | None = None
@@ -153,8 +155,6 @@ class Segment:
         self.within: Segment | None = None
         self.epoch = -1
         self.backed_end = 0  # as far as this process knows
-        self.words: Any = None
-        self.memory: Any = None
         self._attach()
         self.tell()
 

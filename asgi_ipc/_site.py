@@ -32,7 +32,7 @@ from ._store import MessageStore
 from ._witness import Witness
 from .exceptions import IPCError
 
-__all__ = ["Site"]
+__all__ = ["Site", "drop_dead_homes"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -208,7 +208,9 @@ class Site:
                 return
             self._say_what_is_lost(lost, gone)
             self._close_ports()
-            self.messages.segment.alone(self._let_go_of_others)
+            self.messages.segment.alone(self._ringer.close)
+            if not self.witness.is_held():
+                self.witness.retire()
             self.groups.forget()  # before anybody compares what is remembered with the new one
             self.messages.forget()
             try:
@@ -248,7 +250,8 @@ class Site:
             extra={"event": "doors-deleted"},
         )
         self._close_ports()
-        self.messages.segment.alone(self.witness.close)
+        if not self.witness.is_held():
+            self.witness.retire()  # and not given back: this process lives, for who has that file
 
     def let_go(self) -> None:
         """In a forked child, drop all that is the parent's, then open the locks anew.
@@ -370,24 +373,10 @@ class Site:
     def drop_dead_homes(self, homes: Iterable[str] = ()) -> None:
         """Drop the memberships of homes whose owner is proven dead: these, and others that wait.
 
-        Proven, and the version of that moment read, in one hold of the lock. Whoever joins later
-        has made sure before that there is no dead owner any more (``aio.group_add``), and stays.
-        Whoever is killed in between leaves the owner there: the next one begins anew.
-
         Raises:
             LockBusy: begun, perhaps, and to be called again.
         """
-        slots = self.messages.slots
-        wanted = {*slots.dead_homes, *homes}
-        owners, version = self.messages.segment.transact(self._prove_dead, wanted)
-        if owners:
-            self.groups.drop_homes(owners, version)
-            self.messages.segment.transact(slots.disown, owners)
-        slots.dead_homes.difference_update(wanted)
-
-    def _prove_dead(self, homes: Iterable[str]) -> tuple[dict[str, int], int]:
-        owners = self.messages.slots.owners_of_dead(homes)
-        return owners, self.groups.version() if owners else 0
+        drop_dead_homes(self.messages, self.groups, homes)
 
     def _drop_dead_homes(self) -> None:
         try:
@@ -428,6 +417,27 @@ class Site:
             except LockBusy:
                 delay = min(delay * 2, 0.05, self.lock_timeout / _FEWEST_TRIES)
         raise self.messages.segment.locked_error()
+
+
+def drop_dead_homes(messages: MessageStore, groups: GroupStore, homes: Iterable[str] = ()) -> None:
+    """Drop the memberships of homes whose owner is proven dead: these, and others that wait.
+
+    Proven, and the version of that moment read, in one hold of the lock. Whoever joins later has
+    made sure before that there is no dead owner any more (``aio.group_add``), and stays. Whoever
+    is killed in between leaves the owner there: the next one begins anew.
+    """
+    slots = messages.slots
+    wanted = {*slots.dead_homes, *homes}
+
+    def prove() -> tuple[dict[str, int], int]:
+        owners = slots.owners_of_dead(wanted)
+        return owners, groups.version() if owners else 0
+
+    owners, version = messages.segment.transact(prove)
+    if owners:
+        groups.drop_homes(owners, version)
+        messages.segment.transact(slots.disown, owners)
+    slots.dead_homes.difference_update(wanted)
 
 
 def _link_to(segment: Segment) -> str:

@@ -57,6 +57,10 @@ class Bells(Protocol):
         """Return the token of this process, which proves that it lives."""
         ...
 
+    def is_own(self, process: int) -> bool:
+        """Whether a token is this process's, or was."""
+        ...
+
     def forget(self, slot: int, token: int) -> None:
         """Tidy up after a loop that is reaped."""
         ...
@@ -80,6 +84,7 @@ class Slots:
         self.ask = bells.ask
         self.forget = bells.forget
         self.token = bells.token
+        self.is_own = bells.is_own
         self.rung: list[tuple[int, int, int]] = []  # to be asked for, see `settle`
         self.dead: list[tuple[int, int]] = []  # rung in vain, to be reaped
         self.dead_homes: set[str] = set()  # whose owner is dead: their members are to be dropped

@@ -545,14 +545,13 @@ class MessageStore:
         plan = Plan(words)
         if settled.dropped:
             plan[L.COUNT_DROPPED] += settled.dropped
-        known_of = self.records.known.get
+        known_of, is_own = self.records.known.get, self.slots.is_own
         held_now = settled.held if words[L.EPOCH] == settled.epoch else {}
-        token = self.slots.token() if held_now else 0
         for name, held in held_now.items():
             leaf, ident = known_of(name, _UNKNOWN)  # as `find_leaf`, written out for thousands
             if not leaf or words[leaf + L.IDENT] != ident:
                 leaf = self.records.find_leaf(name)
-            if not leaf or words[leaf + L.LEAF_HOLDER] != token:
+            if not leaf or not is_own(words[leaf + L.LEAF_HOLDER]):
                 continue  # forgotten, or another process has drained below the home since
             taken = words[leaf + L.LEAF_DRAINED] - held
             if taken > words[leaf + L.CH_TAKEN]:

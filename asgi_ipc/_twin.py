@@ -74,6 +74,8 @@ class SyncTwin:
         Args:
             timeout: seconds to wait at most; ``None``: for ever, 0: not at all.
         """
+        if timeout is not None and timeout <= 0:
+            return drive(self._layer.receive_within(channel, 0.0, loop=None))
         deadline = None if timeout is None else time.monotonic() + timeout
         return self._loops.run(
             lambda loop: self._layer.receive_within(channel, deadline, loop=loop)

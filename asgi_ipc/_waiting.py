@@ -207,17 +207,18 @@ class Waiting:
         """Wake one who waits for each of these names."""
         find = self.by_key.get
         for key in keys:
-            found = find(key)
-            if isinstance(found, Waiter):
-                if found.state == ASLEEP:  # `Waiter.wake`, written out for thousands of them
-                    future = found.future
-                    if not future.done():
-                        future.set_result(None)
-                        found.state = TOLD
-                else:
-                    found.wake()
-            elif found is not None:
+            found: Any = find(key)
+            if found is None:
+                continue
+            if found.__class__ is dict:
                 self.wake(key, 1)
+            elif found.state == ASLEEP:  # `Waiter.wake`, written out for thousands of them
+                future = found.future
+                if not future.done():
+                    future.set_result(None)
+                    found.state = TOLD
+            else:
+                found.wake()
 
     def wake_all(self) -> None:
         """Wake everybody."""

@@ -9,6 +9,7 @@ Beside the doors of a site lies a file, ``alive``. Whoever receives locks one by
 what was seen                                      answer
 ================================================== =======
 a token of this very process                       ALIVE
+one that this process has replaced since           UNKNOWN
 the byte is locked: running, stopped, or a zombie  ALIVE
 of which a thread still runs
 the byte is free, in the file of the token         DEAD
@@ -78,16 +79,18 @@ class _File:
         fds: the first one is used; the others must stay as long.
         is_writable: the first one may carry locks; otherwise it can only ask.
         tokens: whose bytes this process has locked.
+        retired: locked as well, but replaced by others: of a file that was removed, say.
         users: how many ``Witness`` objects hold it.
     """
 
-    __slots__ = ("fds", "is_writable", "key", "tokens", "users")
+    __slots__ = ("fds", "is_writable", "key", "retired", "tokens", "users")
 
     def __init__(self, key: Identity) -> None:
         self.fds: list[int] = []
         self.key = key
         self.is_writable = False
         self.tokens: set[int] = set()
+        self.retired: set[int] = set()
         self.users = 0
 
     @property
@@ -108,6 +111,7 @@ class _File:
         for fd in self.fds:
             close_if_same(fd, self.key)
         self.tokens.clear()
+        self.retired.clear()
 
 
 class _Here:
@@ -147,14 +151,19 @@ class Witness:
         self.path = os.path.join(directory, "alive")
         self._mode = mode
         self._files: dict[int, _File] = {}  # by mark: the one there now, and what was there before
-        self._tokens: list[int] = []  # none or one
+        self._tokens: list[int] = []  # whose bytes are locked; the last one may be in use
+        self._is_new = True  # none of them is
         self._finalizer = weakref.finalize(self, _let_go, self._files, self._tokens)
         self._finalizer.atexit = False  # the kernel frees it a moment later, when all has ended
 
     @property
     def token(self) -> int:
         """The token that is held; 0: none."""
-        return self._tokens[0] if self._tokens else 0
+        return 0 if self._is_new else self._tokens[-1]
+
+    def is_own(self, token: int) -> bool:
+        """Whether a token is held here, or was and has been replaced since."""
+        return token in self._tokens
 
     def take(self) -> int:
         """Lock a byte, unless one is held, and return its token. The directory must be there.
@@ -165,8 +174,8 @@ class Witness:
         """
         if _here.is_inherited():
             self.abandon()
-        if self._tokens:
-            return self._tokens[0]
+        if not self._is_new:
+            return self._tokens[-1]
         try:
             file = self._open(create=True)
             while True:
@@ -177,6 +186,7 @@ class Witness:
                     continue  # EAGAIN: by chance another process has this very byte
                 file.tokens.add(token)
                 self._tokens.append(token)
+                self._is_new = False
                 return token
         except OSError as exc:
             raise _error(self.path, exc) from exc
@@ -186,8 +196,9 @@ class Witness:
         file = self._files.get(token >> _MARK_SHIFT) or self._find(token)
         if file is None:
             return Life.UNKNOWN
-        if token in file.tokens and not _here.is_inherited():
-            return Life.ALIVE  # own locks do not conflict
+        if (token in file.tokens or token in file.retired) and not _here.is_inherited():
+            # Own locks do not conflict. What was a retired one's is to go over to the new one.
+            return Life.ALIVE if token in file.tokens else Life.UNKNOWN
         try:
             answer = fcntl.fcntl(
                 file.fds[0],
@@ -210,9 +221,9 @@ class Witness:
 
     def is_held(self) -> bool:
         """Whether the token, if there is one, is where others look for it; locked again if not."""
-        if not self._tokens:
+        if self._is_new:
             return True
-        token = self._tokens[0]
+        token = self._tokens[-1]
         file = self._files.get(token >> _MARK_SHIFT)
         if file is None or token not in file.tokens or not file.is_intact():
             return False
@@ -224,12 +235,24 @@ class Witness:
             return False  # ENOENT: removed; EAGAIN: lost, and taken by another
         return True
 
+    def retire(self) -> None:
+        """Take another token the next time. The old byte stays locked: its process lives."""
+        if not self._is_new:
+            self._is_new = True
+            token = self._tokens[-1]
+            file = self._files.get(token >> _MARK_SHIFT)
+            if file is not None and token in file.tokens:
+                file.tokens.discard(token)
+                file.retired.add(token)
+
     def close(self) -> None:
-        """Give the byte back, and let go of the file; ``take`` and ``ask`` open it anew."""
+        """Give all bytes back, and let go of the file; ``take`` and ``ask`` open it anew."""
+        self._is_new = True
         _let_go(self._files, self._tokens)
 
     def abandon(self) -> None:
         """Forget what a forked child has inherited. Cannot fail; the parent keeps everything."""
+        self._is_new = True
         self._files.clear()
         self._tokens.clear()
         if _here.is_inherited():
@@ -261,7 +284,7 @@ class Witness:
                 fd, key = _open(self.path, self._mode, create)
                 file = _here.files.get(key) or _here.files.setdefault(key, _File(key))
                 # Closing its low number, as moving does, would free the locks that are held.
-                file.fds.insert(0, fd if file.tokens else set_aside(fd))
+                file.fds.insert(0, fd if file.tokens or file.retired else set_aside(fd))
                 file.is_writable |= create
             if self._files.get(file.mark) is not file:
                 self._files[file.mark] = file
@@ -272,6 +295,7 @@ class Witness:
         """Let go of a file whose descriptor is lost, and of the locks that went with it."""
         with _here.lock:
             file.tokens.clear()
+            file.retired.clear()
             if _here.files.get(file.key) is file:
                 del _here.files[file.key]
             if self._files.get(file.mark) is file:
@@ -286,8 +310,9 @@ def _let_go(files: dict[int, _File], tokens: list[int]) -> None:
     with _here.lock:
         while files:
             _, file = files.popitem()
-            for token in file.tokens.intersection(tokens):
+            for token in (file.tokens | file.retired).intersection(tokens):
                 file.tokens.discard(token)
+                file.retired.discard(token)
                 try:
                     if file.is_intact():
                         file.lock(token, fcntl.LOCK_UN)

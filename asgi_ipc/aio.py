@@ -4,7 +4,9 @@ Nothing is bound to an event loop at construction. ``send``, ``group_send`` and 
 do not suspend in the ordinary case, so they work from any thread and any loop; each loop
 that waits for messages gets a slot and a bell of its own, and gives them back when it ends.
 
-A receive may be cancelled at any point: it never holds a message that it has not returned.
+A receive may be cancelled at any point: it never holds a message that it has not returned. One
+in 64 lets the loop turn before it looks, so that a loop of receives that never have to wait leaves
+timeouts and the other tasks alive.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from ._membership import Snapshot
 from ._own import here
 from ._port import HostLoop
 from ._queues import EXCLUDED_LIMIT
-from ._reception import Reception
+from ._reception import TURN_EVERY, Reception
 from ._resting import give_up, may_rest, rest, served
 from ._segment import LockBusy
 from ._site import Site
@@ -357,6 +359,9 @@ class AsyncIPCChannelLayer:
         deadline = None
         if block and self.block_timeout is not None:
             deadline = time.monotonic() + self.block_timeout
+        self._reception.count += 1
+        if not self._reception.count % TURN_EVERY and block:
+            await self._reception.let_the_loop_turn()
         got = self._reception.take_now(keys[0], homes[0]) if len(keys) == 1 else None
         if got is None:
             got = await self._reception.receive(keys, homes, block, deadline, self.pause)
@@ -375,13 +380,17 @@ class AsyncIPCChannelLayer:
         if name is not home:
             waiter = may_rest(self._site, name, home, reception.spin_rounds)
         if waiter is None:
+            reception.count += 1
+            if not reception.count % TURN_EVERY:
+                await reception.let_the_loop_turn()
             got = reception.take_now(name, home)
             if got is None:
                 got = await reception.receive((name,), (home,), True, None, self.pause)
         else:
             try:
-                await rest(waiter, reception.inboxes)
-                message = served(self._site, reception.inboxes, waiter, reception.least_capacity)
+                await rest(waiter, reception.inboxes, name, home)
+                crowded_at = reception.least_capacity
+                message = served(self._site, reception.inboxes, waiter, name, home, crowded_at)
                 if reception.inboxes.read:
                     reception.settle_soon()
                 if message is not None:
@@ -411,6 +420,9 @@ class AsyncIPCChannelLayer:
         """
         name, home, _ = self._names.get(channel) or self._learn(channel)
         keys, homes = (name,), (home,)
+        self._reception.count += 1
+        if not self._reception.count % TURN_EVERY and loop is None:
+            await self._reception.let_the_loop_turn()
         got = self._reception.take_now(name, home)
         if got is None:
             got = await self._reception.receive(keys, homes, True, deadline, self.pause, loop)

@@ -125,7 +125,7 @@ class TooManyLoops(IPCError):
 
 
 class SegmentError(IPCError):
-    """A shared memory segment cannot be used."""
+    """A shared memory segment cannot be used; the text names the reason and the remedy."""
 
 
 class SegmentCorrupt(SegmentError):

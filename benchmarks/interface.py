@@ -9,6 +9,8 @@
   layer, and this server; the worker is the same few lines of ``receive_many`` each time. It
   reads the channels that Channels 1 reads without further routing, so not ``http.disconnect``.
 - *Memory* of an idle websocket, beyond what uvicorn itself needs for one.
+- *80 MB in one piece*: how long its client waits for all of it, and the slowest of the small
+  requests beside it, which another worker answers.
 
 The parts are the same for all contenders of a round, which run one after the other; figures
 are medians over the rounds, and ratios are taken within a round.
@@ -21,6 +23,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -49,7 +52,9 @@ while True:
     if channel is None:
         time.sleep(0.01)  # as Channels 1 does
         continue
-    if channel == "http.request":
+    if channel == "http.request" and message["path"] == "/large":
+        reply = {"status": 200, "content": bytes(80_000_000)}
+    elif channel == "http.request":
         reply = answer
     elif channel == "websocket.connect":
         reply = {"accept": True}
@@ -88,9 +93,13 @@ async def application(scope, receive, send):
 
 @contextmanager
 def site(
-    server: list[str], worker_python: Path | None, directory: Path, port: int
+    server: list[str],
+    worker_python: Path | None,
+    directory: Path,
+    port: int,
+    workers: int = 1,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A server and one worker, which answer when this begins; the server's process."""
+    """A server and its workers, which answer when this begins; the server's process."""
     prefix = f"bench-{os.getpid()}-{secrets.token_hex(4)}"
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
@@ -110,7 +119,7 @@ def site(
 
     try:
         started = start(server)
-        if worker_python is not None:
+        for _ in range(workers if worker_python is not None else 0):
             start([str(worker_python), "-c", WORKER])
         asyncio.run(until_answering(port))
         yield started
@@ -196,6 +205,27 @@ async def several_at_a_time(port: int, seconds: float) -> float:
     return sum(map(len, each)) / (time.perf_counter() - began)
 
 
+async def one_large_answer(port: int) -> tuple[float, float]:
+    """Return how long 80 MB in one piece took, and the slowest request beside it."""
+
+    def download() -> float:
+        began = time.perf_counter()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            got = 0
+            while part := client.recv(1 << 20):
+                got += len(part)
+        if got < 80_000_000:
+            raise RuntimeError(f"{got} bytes of 80 MB")
+        return time.perf_counter() - began
+
+    downloading = asyncio.create_task(asyncio.to_thread(download))
+    slowest = 0.0
+    while not downloading.done():
+        slowest = max(slowest, *(await one_at_a_time(port, count=5)))
+    return await downloading, slowest
+
+
 async def bytes_per_websocket(port: int, pid: int) -> float:
     """Open idle websockets; return how much the server's memory grew for each."""
     from websockets.asyncio.client import connect
@@ -247,6 +277,12 @@ def measure(stacks: dict[str, Path], seconds: float) -> dict[str, float]:
                 if "daphne" not in contender:
                     grown = asyncio.run(bytes_per_websocket(port, process.pid))
                     figures[f"{contender}: websocket"] = grown
+        server, worker_python = commands(port, stacks)["interface"]
+        with site(server, worker_python, directory, port, workers=2):
+            asyncio.run(one_at_a_time(port, seconds=0.5))
+            figures["80 MB in one piece: latency"], figures["beside it: latency"] = asyncio.run(
+                one_large_answer(port)
+            )
     added = figures["interface: latency"] - figures["direct: latency"]
     figures["added latency"] = added
     figures["added latency / floor"] = added / figures["floor"]
@@ -263,6 +299,8 @@ GOALS: Final = {
     "rate / daphne, 1.4.2": "at least 4",
     "rate / daphne, this layer": "at least 1.5",
     "websocket beyond uvicorn": "at most 20,000 B",
+    "80 MB in one piece: latency": "at most 1 s",
+    "beside it: latency": "at most 50 ms",
 }
 
 

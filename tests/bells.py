@@ -34,6 +34,10 @@ class WrittenBells:
         """Return its process's."""
         return self.process
 
+    def is_own(self, process: int) -> bool:
+        """There is one."""
+        return process == self.process
+
     def heard(self, slot: int, token: int, process: int) -> Life:
         """Say whether it lives."""
         return self.ask(process)

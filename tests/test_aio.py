@@ -280,6 +280,44 @@ async def test_cancelled_receives_lose_nothing(make_layer: MakeLayer, channel: s
         assert got == {"turns": turns}
 
 
+@pytest.mark.parametrize("way", ["receive", "receive_async", "receive_within"])
+@pytest.mark.parametrize("channels", [["c"], ["x!a"], ["c", "d"]])
+async def test_receives_that_never_wait_let_the_loop_turn(
+    make_layer: MakeLayer, way: str, channels: list[str]
+) -> None:
+    """A timeout ends a loop of receives long before a long queue does, and loses nothing."""
+    layer = make_layer(capacity=10_000)
+    if len(channels) > 1:
+        way = "receive_async"
+    count = 2000
+    for number in range(count):
+        await layer.send(channels[number % len(channels)], {"n": number})
+    got: list[int] = []
+    over = asyncio.Event()
+
+    async def receive_all() -> None:
+        while True:
+            if way == "receive_async":
+                _, message = await layer.receive_async(channels)
+            elif way == "receive":
+                message = await layer.receive(channels[0])
+            else:
+                message = await layer.receive_within(channels[0], None)
+            assert message is not None
+            got.append(message["n"])
+            if len(got) == 100:
+                over.set()
+
+    task = asyncio.create_task(receive_all())
+    await over.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert 100 <= len(got) < 300
+    while (message := (await layer.receive_async(channels, block=False))[1]) is not None:
+        got.append(message["n"])
+    assert sorted(got) == list(range(count))
+
+
 async def test_a_cancelled_receive_leaves_no_waiter(make_layer: MakeLayer) -> None:
     """A thousand of them, and nothing is parked or remembered."""
     layer = make_layer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import secrets
@@ -343,6 +344,30 @@ except PermissionError as exc:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "asked", "accepted"),
+    [
+        (23456, 0, 0o700, 0o600, False),  # root is no exception
+        (23456, 0, 0o777, 0o660, False),  # everybody may write
+        (23456, 23456, 0o770, 0o660, False),  # the group is none of ours
+        (23456, 0, 0o770, 0o660, True),
+        (0, 0, 0o700, 0o600, True),
+    ],
+)
+def test_a_directory_prepared_by_a_stranger_is_refused(
+    directory: str, owner: int, group: int, mode: int, asked: int, accepted: bool
+) -> None:
+    """Unless it is to be shared, its group is one of ours, and others may not write there."""
+    os.chown(directory, owner, group)
+    os.chmod(directory, mode)
+    if accepted:
+        make_directory(directory, asked)
+    else:
+        with pytest.raises(SegmentPermission, match=directory):
+            make_directory(directory, asked)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 def test_a_stranger_at_the_door_gets_no_bell(
     start: Callable[..., Child], house: House, directory: str
 ) -> None:
@@ -363,6 +388,104 @@ say(socket.recv_fds(sock, 1, 1)[:2])
     child.expect("knocked")
     house.door.answer()
     assert child.end() == "(b'', [])\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_a_stranger_is_rung_and_rings_by_connecting(
+    start: Callable[..., Child], house: House, directory: str
+) -> None:
+    """Not welcome at the door, or in a user namespace of its own: nobody is dead of it."""
+    os.chmod(directory, 0o777)
+    os.chmod(house.door.path, 0o777)
+    os.chmod(house.witness.path, 0o644)
+    child = start(
+        """
+from asgi_ipc._bell import Ringer, bells_directory
+from asgi_ipc._witness import Witness
+os.setgroups([]); os.setgid(23456); os.setuid(23456)
+directory = bells_directory(PREFIX)
+ringer = Ringer(directory, Witness(directory, 0o600), 0o600)
+for line in sys.stdin:
+    who = tuple(map(int, line.split()))
+    say(ringer.ring(*who), ringer.heard(*who))
+"""
+    )
+    for _ in range(3):
+        child.tell(f"{SLOT} {house.token} {house.process}")
+        child.expect("Life.ALIVE Life.ALIVE")
+        assert house.door.answer()
+    assert not house.is_rung()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_the_bell_of_a_strangers_door_is_not_taken(
+    start: Callable[..., Child], house: House, ringer: Ringer, directory: str
+) -> None:
+    """He listens in another's place and hands out a pipe that is full and blocks."""
+    os.chmod(directory, 0o777)
+    house.door.close()
+    child = start(
+        """
+import socket
+os.setgroups([]); os.setgid(23456); os.setuid(23456)
+door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+door.bind(sys.argv[2])
+os.chmod(sys.argv[2], 0o777)
+door.listen()
+reads, writes = os.pipe()
+os.set_blocking(writes, False)
+try:
+    while True:
+        os.write(writes, bytes(4096))
+except BlockingIOError:
+    os.set_blocking(writes, True)
+say("listens")
+while True:
+    guest, _ = door.accept()
+    try:
+        socket.send_fds(guest, [b"b"], [writes])
+    except OSError:
+        pass
+    say("handed out")
+""",
+        house.door.path,
+    )
+    child.expect("listens")
+    for _ in range(3):
+        assert house.ring(ringer) is ALIVE  # each time by connecting
+        child.expect("handed out")
+    assert not ringer._peers
+
+
+@pytest.mark.parametrize("what", ["a file", "a full pipe", "a socket"])
+def test_a_bell_of_the_wrong_kind_is_not_rung(
+    house: House, ringer: Ringer, tmp_path: Path, what: str
+) -> None:
+    """Whatever a door hands out: it is never written to, or never waited for."""
+    reads, writes = os.pipe()
+    one, other = socket.socketpair()
+    with open(tmp_path / "file", "w+b") as file:
+        if what == "a full pipe":
+            os.set_blocking(writes, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writes, bytes(4096))
+            os.set_blocking(writes, True)
+        fd = {"a file": file.fileno(), "a full pipe": writes, "a socket": one.fileno()}[what]
+        house.ring(ringer)
+        guest, _ = house.door.listener.accept()
+        socket.send_fds(guest, [b"b"], [fd])
+        for _ in range(3):
+            assert house.ring(ringer) is ALIVE
+        assert os.fstat(file.fileno()).st_size == 0
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.recv(1)
+        guest.close()
+    for number in (reads, writes):
+        os.close(number)
+    one.close()
+    other.close()
 
 
 def test_descriptors_do_not_leak_to_programs_started(house: House, ringer: Ringer) -> None:

@@ -114,8 +114,10 @@ layer.sync.receive("w", timeout=0.01)
 with daemon.DaemonContext(detach_process=sys.argv[2] == "True", working_directory="/tmp"):
     logs = open_logs(50)
     signal.alarm(60)
+    assert layer.sync.receive("w", timeout=0.3) is None
     large()
     many()
+    assert {os.lseek(log.fileno(), 0, os.SEEK_CUR) for log in logs} == {6}
     layer.sync.send("result", {"pid": os.getpid(), "sizes": list(sizes_of(logs))})
     os._exit(0)
 """,

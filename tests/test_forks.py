@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,6 +15,7 @@ import pytest
 from asgi_ipc import AsyncIPCChannelLayer
 
 from .conftest import problems_of
+from .test_opening import NUMBERS, REFUSE, needs_numbers
 
 if TYPE_CHECKING:
     from .conftest import Child
@@ -239,3 +244,29 @@ say(*sorted(got))
     child.tell()
     child.expect(" ".join(str(n // 3) for n in range(15)))
     child.end()
+
+
+@needs_numbers
+def test_where_the_kernel_cannot_empty_a_page_the_pid_tells(
+    prefix: str, make_layer: MakeLayer
+) -> None:
+    """As in some sandboxes: a child is known all the same."""
+    code = (
+        REFUSE.replace("say(", "print(")
+        + f"""
+import faulthandler, os, signal, sys, threading, time
+refuse({NUMBERS[platform.machine()]["madvise"]}, {errno.EINVAL})
+from asgi_ipc import AsyncIPCChannelLayer, _own
+assert isinstance(_own.here, _own._Pid)
+PREFIX = sys.argv[1]
+SIZES = {{"message_memory": 8 << 20, "group_memory": 4 << 20}}
+"""
+        + ROUNDS
+        + """
+pids = [child_of(fork, many) for fork in (c_fork, os.fork)]
+many()
+assert ended(*pids) == [0, 0]
+"""
+    )
+    assert subprocess.run([sys.executable, "-c", code, prefix], timeout=100).returncode == 0
+    assert problems_of(make_layer()) == []

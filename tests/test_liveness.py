@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,7 @@ from asgi_ipc._bell import bells_directory
 
 from .conftest import ONLY_RINGS
 from .stepping import SteppingLoop, drive
-from .test_inotify import has_parked, inotifies, no_descriptor_left, start_settled
+from .test_inotify import has_parked, inotifies, is_parked, no_descriptor_left, start_settled
 
 if TYPE_CHECKING:
     from .conftest import Child, Clock
@@ -459,6 +460,49 @@ def _token_of(layer: AsyncIPCChannelLayer, pid: int) -> int:
         if words[base + L.SLOT_TOKEN] and words[base + L.SLOT_PID] == pid:
             return int(words[base + L.SLOT_TOKEN])
     return 0
+
+
+@pytest.mark.parametrize("what", ["its door", "the witness file", "everything", "the segment"])
+def test_who_makes_new_doors_keeps_its_memberships(
+    start: Start, make_layer: MakeLayer, prefix: str, what: str
+) -> None:
+    """Whatever was removed, it takes no part of its life along; killed then, it is dead."""
+    layer = make_layer()
+    child = start(
+        """
+import asgi_ipc._port
+asgi_ipc._port.SAFETY_S = asgi_ipc._port.SETTLED_S = 0.05
+asgi_ipc._port._RARELY = 1
+"""
+        + JOINS
+    )
+    child.expect("waits")
+    assert drive(layer.group_count("g")) == 2
+    directory = Path(bells_directory(prefix))
+    before = set(os.listdir(directory))
+    token = _token_of(layer, child.pid)
+    for name in before:
+        if what in ("everything", "the witness file" if name == "alive" else "its door"):
+            (directory / name).unlink()
+    if what == "the segment":
+        os.unlink(f"/dev/shm/{prefix}-messages")
+    give_up = time.monotonic() + SOON_S
+    while _token_of(layer, child.pid) in (0, token):
+        assert drive(layer.group_count("g")) == 2
+        layer._site.watch()
+        layer._site.messages.slots.reap_all()
+        assert time.monotonic() < give_up
+    while not _is_parked_on(layer, child.pid, "h!"):
+        assert time.monotonic() < give_up
+        os.sched_yield()
+    assert drive(layer.group_count("g")) == 2
+    child.kill()
+    assert drive(layer.group_count("g")) == 0
+
+
+def _is_parked_on(layer: AsyncIPCChannelLayer, pid: int, home: str) -> bool:
+    record = layer._site.messages.segment.transact(layer._site.messages.records.find, home)
+    return bool(record) and is_parked(layer, pid, home)
 
 
 # -- inotify -------------------------------------------------------------------------------

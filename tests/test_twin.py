@@ -28,7 +28,7 @@ def test_closing_lets_go_of_the_private_loop(make_layer: MakeLayer) -> None:
     """What a blocking receive needed is given back by ``close``, while the layer object lives."""
     layer = make_layer()
     before = wakers()
-    assert layer.sync.receive("c", timeout=0) is None
+    assert layer.sync.receive("c", timeout=0.001) is None
     assert wakers() > before
     layer.close_now()
     gc.collect()  # a receive that ends by its time leaves its frames to the collector

@@ -249,11 +249,41 @@ def test_a_holder_notices_that_its_file_is_gone(witness: Witness) -> None:
     assert witness.is_held()
     os.unlink(witness.path)
     assert not witness.is_held()
-    witness.close()
+    witness.retire()
+    assert witness.is_held()
     second = witness.take()
     assert second != first
     assert witness.is_held()
     assert _seen_from_outside(witness.path, second) == "ALIVE"
+    assert witness.ask(second) is Life.ALIVE
+    assert witness.ask(first) is Life.UNKNOWN  # its own: what was that one's goes over
+
+
+def test_a_retired_token_is_no_death(start: Start, witness: Witness) -> None:
+    """Who has the old file open still sees it locked, until its process ends."""
+    child = start(
+        HOLDS
+        + """
+sys.stdin.readline()
+witness.retire()
+say(witness.take())
+os.unlink(witness.path)
+witness.retire()
+say(witness.take())
+sys.stdin.readline()
+witness.close()
+say("closed")
+"""
+        + WAITS
+    )
+    tokens = [int(child.line())]
+    assert witness.ask(tokens[0]) is Life.ALIVE
+    child.tell()
+    tokens += [int(child.line()), int(child.line())]
+    assert [witness.ask(token) for token in tokens] == [Life.ALIVE] * 3
+    child.tell()
+    child.expect("closed")
+    assert [witness.ask(token) for token in tokens] == [Life.DEAD] * 3
 
 
 def test_a_lock_that_was_lost_is_locked_again(witness: Witness) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -339,7 +340,7 @@ async def test_a_handler_that_fails_is_logged_and_harms_nobody(
 
 
 async def test_a_client_is_told_of_a_failed_handler_once(make_layer: MakeLayer) -> None:
-    """A request gets 500, a handshake is refused; whoever has had a reply gets no other."""
+    """A request gets 500, a handshake is refused; a response that has begun is given up."""
     layer = make_layer()
     worker = Worker(layer)
 
@@ -357,8 +358,194 @@ async def test_a_client_is_told_of_a_failed_handler_once(make_layer: MakeLayer) 
         await layer.send("http.request", {"reply_channel": reply_channel, "first": True})
         await layer.send("websocket.receive", {"reply_channel": reply_channel})
         assert (await layer.receive(reply_channel))["status"] == 200
-        assert await _ask(layer, "websocket.connect") == {"close": True}  # both have been handled
+        given_up = {"content": b"", "more_content": True, "closed": True}
+        assert await layer.receive(reply_channel) == given_up
+        assert await _ask(layer, "websocket.connect") == {"close": True}  # all have been handled
         assert await layer.receive_async([reply_channel], block=False) == (None, None)
+
+
+async def test_a_function_that_fails_in_a_response_gives_it_up(make_layer: MakeLayer) -> None:
+    """As a coroutine does; one that has ended its response has nothing to give up."""
+    layer = make_layer()
+    worker = Worker(layer)
+
+    @worker.on("http.request")
+    def bad(message: SyncMessage) -> None:
+        message.reply({"status": 200, "more_content": True})
+        if message.get("whole"):
+            message.reply({"content": b"all"})
+        raise KeyError
+
+    async with serving(worker):
+        for whole in (True, False):
+            reply_channel = await layer.new_channel("test.reply")
+            await layer.send("http.request", {"reply_channel": reply_channel, "whole": whole})
+            assert (await layer.receive(reply_channel))["status"] == 200
+            last = await layer.receive(reply_channel)
+            assert last.get("closed", False) is not whole
+        assert await layer.receive_async([reply_channel], block=False) == (None, None)
+
+
+@pytest.mark.parametrize("how", ["an inner task", "itself"])
+async def test_a_handler_that_is_cancelled_from_inside_has_failed(
+    make_layer: MakeLayer, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Its client gets 500, and the worker goes on."""
+    layer = make_layer()
+    worker = Worker(layer)
+
+    @worker.on("http.request")
+    async def bad(message: Message) -> None:
+        if how == "itself":
+            task = asyncio.current_task()
+        else:
+            task = asyncio.create_task(asyncio.Event().wait())
+        assert task is not None
+        task.cancel()
+        await task if how != "itself" else await asyncio.Event().wait()
+
+    async with serving(worker):
+        for _ in range(2):
+            assert (await _ask(layer, "http.request"))["status"] == 500
+    assert "bad cancelled itself on a message of 'http.request'" in caplog.text
+
+
+async def test_a_handler_that_is_given_up_is_answered_for(make_layer: MakeLayer) -> None:
+    """At ``stop_timeout``: 503 for a request, a refusal, and the end of what has begun."""
+    layer = make_layer()
+    worker = Worker(layer, stop_timeout=0.01)
+    under_way = asyncio.Semaphore(0)
+
+    @worker.on("http.request", "websocket.connect")
+    async def for_ever(message: Message) -> None:
+        if message.get("begins"):
+            await message.reply({"status": 200, "more_content": True})
+        under_way.release()
+        await asyncio.Event().wait()
+
+    serving_task = asyncio.create_task(worker.serve())
+    asking = [
+        asyncio.create_task(_ask(layer, "http.request")),
+        asyncio.create_task(_ask(layer, "websocket.connect")),
+    ]
+    reply_channel = await layer.new_channel("test.reply")
+    await layer.send("http.request", {"reply_channel": reply_channel, "begins": True})
+    for _ in range(3):
+        await under_way.acquire()
+    worker.stop()
+    await serving_task
+    request, connect = await asyncio.gather(*asking)
+    assert request["status"] == 503 and [b"retry-after", b"1"] in request["headers"]
+    assert connect == {"close": True}
+    assert (await layer.receive(reply_channel))["status"] == 200
+    assert (await layer.receive(reply_channel))["closed"]
+
+
+async def test_a_function_that_is_given_up_answers_for_itself(make_layer: MakeLayer) -> None:
+    """It cannot be cancelled, so it goes on, and what becomes of it is said by it alone."""
+    layer = make_layer()
+    worker = Worker(layer, stop_timeout=0.01)
+    began, go = threading.Event(), threading.Event()
+
+    @worker.on("http.request")
+    def slow(message: SyncMessage) -> None:
+        began.set()
+        go.wait(30)
+        raise KeyError
+
+    serving_task = asyncio.create_task(worker.serve())
+    asking = asyncio.create_task(_ask(layer, "http.request"))
+    await asyncio.to_thread(began.wait, 30)
+    worker.stop()
+    await serving_task
+    go.set()
+    assert (await asking)["status"] == 500
+
+
+# -- handlers that end the process -------------------------------------------------------
+
+EXITING = """
+import logging
+from asgi_ipc.worker import Worker
+logging.basicConfig(stream=sys.stdout, format="log: %(message)s")
+worker = Worker(AsyncIPCChannelLayer(PREFIX, **SIZES))
+
+@worker.on("exit")
+async def leave(message):
+    sys.exit(7)
+
+@worker.on("exit.sync")
+def leave_sync(message):
+    sys.exit(7)
+
+@worker.on("slow")
+async def slow(message):
+    say("began")
+    await message.layer.receive("go")
+    await message.reply({"text": "finished"})
+
+say("ready")
+worker.run()
+"""
+
+
+@pytest.mark.parametrize("channel", ["exit", "exit.sync"])
+async def test_sys_exit_in_a_handler_stops_the_worker(
+    make_layer: MakeLayer, start: Start, channel: str
+) -> None:
+    """As SIGTERM does: what is in hand is finished, nothing more is taken; then with its status."""
+    layer = make_layer()
+    child = start(EXITING)
+    child.expect("ready")
+    asking = asyncio.create_task(_ask(layer, "slow"))
+    await asyncio.to_thread(child.expect, "began")
+    await layer.send(channel, {})
+    line = await asyncio.to_thread(child.expect, "log: __main__.leave")
+    assert line.endswith(f"ends the worker on a message of {channel!r}: SystemExit(7)")
+    await layer.send("go", {})
+    assert await asking == {"text": "finished"}
+    await asyncio.to_thread(child.process.wait)
+    assert child.process.returncode == 7
+
+
+# -- handlers that would do nothing ------------------------------------------------------
+
+
+def test_a_generator_is_no_handler(make_layer: MakeLayer) -> None:
+    """It is refused by name: calling it does nothing."""
+    worker = Worker(make_layer())
+
+    async def asynchronous(message: Message) -> AsyncIterator[None]:
+        yield
+
+    def plain(message: SyncMessage) -> Iterator[None]:
+        yield
+
+    class AnObject:
+        def __call__(self, message: SyncMessage) -> Iterator[None]:
+            yield
+
+    for handler in (asynchronous, plain, functools.partial(asynchronous), AnObject()):
+        with pytest.raises(TypeError, match="is a generator, and nobody would run it"):
+            worker.on("a")(handler)
+    with pytest.raises(TypeError, match="a handler must be callable, not 5"):
+        worker.on("a")(5)  # type: ignore[type-var]
+
+
+async def test_a_function_that_returns_a_coroutine_has_failed(
+    make_layer: MakeLayer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody would await it: the log says so, and the client gets 500."""
+    layer = make_layer()
+    worker = Worker(layer)
+
+    async def answer(message: SyncMessage) -> None:
+        raise AssertionError
+
+    worker.on("http.request")(lambda message: answer(message))
+    async with serving(worker):
+        assert (await _ask(layer, "http.request"))["status"] == 500
+    assert "returned a coroutine, which nobody awaits: declare it with 'async def'" in caplog.text
 
 
 async def test_a_lock_held_for_long_does_not_end_it(
@@ -528,6 +715,23 @@ async def test_a_body_is_put_together_from_its_chunks(make_layer: MakeLayer, kin
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_body_of_another_length_than_was_said_is_an_error(
+    make_layer: MakeLayer, kind: str
+) -> None:
+    """Shorter or longer, in the request or in chunks; the handler never sees it."""
+    layer = make_layer()
+    headers = [[b"host", b"x"], [b"content-length", b"4"]]
+    async with serving(_body_worker(layer, kind)):
+        assert await _ask(layer, "http.request", headers=headers, body=b"four") == {"body": b"four"}
+        for body in (b"fo", b"fourty"):
+            answer = await _ask(layer, "http.request", headers=headers, body=body)
+            assert answer == {"error": "ConnectionAbortedError"}
+        await layer.send("http.request.body?c", {"content": b"ur", "more_content": False})
+        asked = {"headers": headers, "body_channel": "http.request.body?c"}
+        assert await _ask(layer, "http.request", **asked) == {"error": "ConnectionAbortedError"}
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
 async def test_a_body_that_does_not_come_is_an_error(make_layer: MakeLayer, kind: str) -> None:
     """One for a client that has gone, another for one that is too slow."""
     layer = make_layer()
@@ -583,7 +787,7 @@ async def test_a_stop_waits_for_handlers_only_so_long(
     worker.stop()
     assert worker.is_stopping
     await task
-    assert "handlers still under way 0.01 s after the stop, and cancelled: 1" in caplog.text
+    assert "handlers still under way 0.01 s after the stop, and given up: 1" in caplog.text
 
 
 async def test_it_can_be_stopped_by_a_thread_and_serve_again(make_layer: MakeLayer) -> None:

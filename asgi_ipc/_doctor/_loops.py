@@ -249,7 +249,7 @@ def check_descriptors(case: Case) -> Iterator[Finding]:
 
 
 def check_inotify(case: Case) -> Iterator[Finding]:
-    """Compare the inotify instances of the user with their limit: a loop that waits wants one."""
+    """Compare the inotify instances of the user with their limit: who waits wants one."""
     limit = inotify_limit()
     if limit is None:
         return
@@ -262,8 +262,8 @@ def check_inotify(case: Case) -> Iterator[Finding]:
     yield warning(
         "inotify",
         "nearly no inotify instances are left",
-        f"{detail}: an event loop that waits and gets none is not told when a process is killed, "
-        "and looks every five seconds for what that has left",
+        f"{detail}: the event loops of a process that gets none are not told when another is "
+        "killed, and look every five seconds for what that has left",
         "raise the limit:\n$ sysctl fs.inotify.max_user_instances=1024",
         **numbers,
     )

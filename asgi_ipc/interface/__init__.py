@@ -2,7 +2,7 @@
 
 ::
 
-    ASGI_IPC_PREFIX=mysite uvicorn asgi_ipc.interface:application
+    ASGI_IPC_PREFIX=mysite uvicorn asgi_ipc.interface:application --timeout-graceful-shutdown 30
 
 or, from code, ``InterfaceServer(layer)``, an ASGI 3 application. Workers answer through the
 channel layer: those of Channels 1 unchanged, ``asgi_ipc.worker``, or anything else that reads
@@ -11,13 +11,15 @@ channel layer: those of Channels 1 unchanged, ``asgi_ipc.worker``, or anything e
 What it guarantees:
 
 - A request is answered: by a worker, or with 413, 500, 503 or 504, each for a stated reason.
+- A request's body reaches a worker whole, or as an error.
 - An answer that is not whole never looks as if it were.
 - A slow client holds no worker up before it is ``response_buffer_bytes`` behind; then the
   worker's sends raise ``ChannelFull``. Other connections do not notice.
 - Nothing of a connection is left once it has ended.
 
 Rooms: ``options`` (every setting), ``messages`` (the formats, pure), ``backlog`` (bytes that
-wait), ``context`` (what connections share), ``http`` and ``websocket`` (one connection each),
+wait), ``body`` (a request's), ``patience`` (with slow clients), ``turns`` (of websockets),
+``context`` (what connections share), ``http`` and ``websocket`` (one connection each),
 ``server`` (the application), ``running`` (under uvicorn).
 """
 

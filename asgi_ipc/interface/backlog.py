@@ -11,9 +11,10 @@ import tempfile
 from collections import deque
 from typing import IO, Self
 
-__all__ = ["Backlog"]
+__all__ = ["PIECE_BYTES", "Backlog"]
 
-_PIECE_BYTES = 1 << 18  # that somebody sends at a time
+PIECE_BYTES = 1 << 16  # that somebody sends at a time; ten thousand clients may stand still
+_FEED_BYTES = 1 << 18  # written to the file before others have their turn
 
 
 class Backlog:
@@ -30,6 +31,7 @@ class Backlog:
         "_memory_limit",
         "_memory_size",
         "_read_at",
+        "_taken",
         "_waiter",
         "_write_at",
         "size",
@@ -44,20 +46,35 @@ class Backlog:
         self.size = 0
         self._memory: deque[bytes] = deque()
         self._memory_size = 0
+        self._taken = 0  # of the first piece in memory
         self._memory_limit = memory_bytes
         self._file: IO[bytes] | None = None
         self._read_at = self._write_at = 0
         self._is_finished = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def put(self, data: bytes) -> None:
+    async def feed(self, data: bytes) -> None:
+        """Add bytes of any number at the end, and let others run meanwhile.
+
+        Raises:
+            OSError: the temporary file cannot be written.
+        """
+        if len(data) <= _FEED_BYTES:
+            self.put(data)
+            return
+        view = memoryview(data)
+        for start in range(0, len(data), _FEED_BYTES):
+            self.put(view[start : start + _FEED_BYTES])
+            await asyncio.sleep(0)
+
+    def put(self, data: bytes | memoryview) -> None:
         """Add bytes at the end.
 
         Raises:
             OSError: the temporary file cannot be written.
         """
         in_file = self._write_at > self._read_at
-        if in_file or (self._memory and self._memory_size + len(data) > self._memory_limit):
+        if in_file or self._memory_size + len(data) > self._memory_limit:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             self._file.seek(self._write_at)
@@ -66,24 +83,25 @@ class Backlog:
                 view = view[self._file.write(view) or 0 :]
             self._write_at += len(data)
         else:
-            self._memory.append(data)
+            self._memory.append(bytes(data))
             self._memory_size += len(data)
         self.size += len(data)
         self._wake()
 
-    def take(self, at_most: int = _PIECE_BYTES) -> bytes:
+    def take(self, at_most: int = PIECE_BYTES) -> bytes:
         """Remove bytes from the front; ``b""`` if there are none.
 
         Raises:
             OSError: the temporary file cannot be read.
         """
         if self._memory:
-            data = self._memory.popleft()
-            self._memory_size -= len(data)
-            if len(data) > at_most:
-                self._memory.appendleft(data[at_most:])
-                self._memory_size += len(data) - at_most
-                data = data[:at_most]
+            first = self._memory[0]
+            data = first[self._taken : self._taken + at_most]
+            self._taken += len(data)
+            if self._taken == len(first):
+                self._memory.popleft()
+                self._memory_size -= len(first)
+                self._taken = 0
         elif self._write_at > self._read_at:
             assert self._file is not None
             self._file.seek(self._read_at)
@@ -140,4 +158,4 @@ class Backlog:
             self._file.close()
             self._file = None
         self._memory.clear()
-        self.size = self._memory_size = self._read_at = self._write_at = 0
+        self.size = self._memory_size = self._taken = self._read_at = self._write_at = 0

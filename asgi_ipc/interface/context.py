@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ..aio import AsyncIPCChannelLayer
 from ..exceptions import ChannelFull, IPCError, LayerClosed
 from .options import InterfaceOptions
+from .turns import Frames
 
 if TYPE_CHECKING:
     from .websocket import WebSocket
@@ -80,6 +81,7 @@ class Context:
     Attributes:
         open_requests: HTTP requests that are not finished.
         sockets: websockets by reply channel.
+        frames: what is known of the frames they have sent to the workers.
         orphans: workers that still answer a request whose client is gone.
     """
 
@@ -94,6 +96,7 @@ class Context:
         self.open_requests = 0
         self.sockets: dict[str, WebSocket] = {}
         self.orphans: set[asyncio.Task[None]] = set()
+        self.frames = Frames(layer)
         self.websocket_home = f"websocket.send.{part}!"
         header = options.root_path_header
         self.root_path_header = header.lower().encode("latin-1") if header else None
@@ -101,6 +104,8 @@ class Context:
         largest = (layer.max_message_bytes or 1 << 62) // 2
         self.inline_body_bytes = min(options.inline_body_bytes, largest)
         self.chunk_bytes = min(options.chunk_bytes, largest)
+        # A request may wait as long as any message, and its worker may then stand still.
+        self.body_expiry = layer.expiry + options.request_timeout
         self._part = part
         self._homes: list[str] = []
         self._home_count = 0
@@ -154,7 +159,9 @@ class Context:
 
     # -- messages ------------------------------------------------------------------------
 
-    async def send_or_drop(self, channel: str, message: dict[str, Any]) -> None:
+    async def send_or_drop(
+        self, channel: str, message: dict[str, Any], expiry: float | None = None
+    ) -> None:
         """Send what need not be consumed; counted if there is no room for it.
 
         A channel that was full is left alone for a moment: a site that does not read
@@ -165,7 +172,7 @@ class Context:
             self.counts.disconnects_dropped += 1
             return
         try:
-            await self.layer.send(channel, message)
+            await self.layer.send(channel, message, expiry=expiry)
         except ChannelFull:
             self.counts.disconnects_dropped += 1
             if "?" not in channel:

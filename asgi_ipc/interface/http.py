@@ -1,8 +1,8 @@
 """One HTTP request: to the workers, and a worker's response back.
 
 The body is complete before a worker hears of it, so that a slow upload holds nobody up. A
-response of one message, the ordinary case, is awaited and sent by the request's own task. One
-of several messages is read ahead into a `Backlog` that a second task sends from: the worker
+response of one small message, the ordinary case, is awaited and sent by the request's own task.
+Any other is read ahead into a `Backlog` that a second task sends from: the worker
 is done as soon as it has made everything, however slow the client.
 
 A response that has begun and cannot be finished is *cut*: this returns without having said
@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from ..exceptions import ChannelFull, IPCError, MessageTooLarge
-from .backlog import Backlog
-from .body import BodyChannel, BodyRefused, receive_body
+from .backlog import PIECE_BYTES, Backlog
+from .body import BodyChannel, BodyLost, BodyRefused, receive_body
 from .context import Context, logger, new_name
 from .interrupt import Interrupt
 from .messages import (
@@ -31,7 +31,9 @@ from .messages import (
     parse_chunk,
     parse_start,
     request_message,
+    shown,
 )
+from .patience import Patience, abort_transport
 
 __all__ = ["Exchange"]
 
@@ -71,6 +73,8 @@ class Exchange:
         self._has_started = False
         self._is_complete = False
         self._worker_is_done = False
+        self._body_is_lost = False
+        self._first: Chunk | None = None  # of the response, until it is on its way
         self._trouble: str | None = None
 
     async def run(self) -> None:
@@ -87,10 +91,14 @@ class Exchange:
                 await self._answer(refusal.status, str(refusal))
             except IPCError as exc:
                 what = "response cut" if self._has_started else "500"
-                path = self._scope["path"]
-                logger.error("%s for %s: %s: %s", what, path, type(exc).__name__, exc)
+                logger.error("%s for %s: %s: %s", what, self._path, type(exc).__name__, exc)
                 if not self._has_started:
                     await self._answer(500, "The channel layer cannot be used.")
+
+    @property
+    def _path(self) -> str:
+        """What log lines show of the path."""
+        return shown(self._scope["path"], 200)
 
     # -- the request ---------------------------------------------------------------------
 
@@ -108,31 +116,32 @@ class Exchange:
                     self._watch()
                 await self._bring_response()
             if self._interrupt.fired:
-                self._report_interruption()
+                await self._report_interruption()
         finally:
             await self._end(home)
 
     async def _hand_over(self, body: Backlog) -> bool:
         """Send the request's message; False if that was not possible, and was answered."""
         context, counts = self._context, self._context.counts
+        content = b""
         if body.size > context.inline_body_bytes:
+            # None of it goes into the request, which cannot be taken back.
             self._body_channel = await BodyChannel.make(context)
-            first = body.take_exactly(context.chunk_bytes)
         else:
-            first = body.take_exactly(body.size)
+            content = body.take_exactly(body.size)
         message = request_message(
             self._scope,
             self._name,
             context.options.root_path,
             context.root_path_header,
-            first,
+            content,
             None if self._body_channel is None else self._body_channel.name,
         )
         try:
             await self._layer.send("http.request", message)
         except ChannelFull as exc:
             counts.full += 1
-            logger.warning("503 for %s: %s", self._scope["path"], exc)
+            logger.warning("503 for %s: %s", self._path, exc)
             await self._answer(503, "All workers are busy.")
             return False
         except MessageTooLarge as exc:
@@ -142,12 +151,17 @@ class Exchange:
         self._heard_at = time.monotonic()
         return True
 
-    def _report_interruption(self) -> None:
+    async def _report_interruption(self) -> None:
+        if self._body_is_lost:
+            self._context.counts.timed_out += 1
+            logger.warning("504 for %s: its body was not read in time", self._path)
+            await self._answer(504, "The workers did not read the request body in time.")
+            return
         if self._trouble is None:
             self._context.counts.aborted += 1
             return
         self._context.counts.cut += 1
-        logger.error("response to %s cut: %s", self._scope["path"], self._trouble)
+        logger.error("response to %s cut: %s", self._path, self._trouble)
 
     async def _end(self, home: str) -> None:
         """Leave nothing behind: tasks, the home, what the worker did not read of the body."""
@@ -172,33 +186,45 @@ class Exchange:
             start = await self._first_message()
         except Malformed as exc:
             self._context.counts.malformed += 1
-            logger.error("500 for %s: a worker sent no response: %s", self._scope["path"], exc)
+            logger.error("500 for %s: a worker sent no response: %s", self._path, exc)
             await self._answer(500, "The worker's response is malformed.")
             return
         if start is None:
             self._context.counts.timed_out += 1
             timeout = self._context.options.request_timeout
-            logger.warning("504 for %s: no answer in %g s", self._scope["path"], timeout)
+            logger.warning("504 for %s: no answer in %g s", self._path, timeout)
             await self._answer(504, f"No worker answered within {timeout:g} s.")
             return
+        assert self._first is not None
         head = {"type": "http.response.start", "status": start.status, "headers": start.headers}
         self._has_started = True
-        if not start.more:
-            self._is_complete = True
-            content = b""
-            if self._has_content(start):
-                content = start.content
-                if start.length is None:  # else it would be sent in chunks
-                    start.headers.append((b"content-length", str(len(content)).encode()))
-            await self._send(head)
-            await self._send({"type": "http.response.body", "body": content})
-            return
-        await self._send(head)
         try:
-            await self._stream(start)
+            if start.more or len(self._first.content) > PIECE_BYTES:
+                await self._deliver(head)
+                await self._stream(start)
+                return
+            self._is_complete = True
+            body = {"type": "http.response.body", "body": self._first.content}
+            await self._deliver(head, body)
         except _CannotFinish as exc:
             self._context.counts.cut += 1
-            logger.error("response to %s cut: %s", self._scope["path"], exc)
+            logger.error("response to %s cut: %s", self._path, exc)
+
+    async def _deliver(self, *messages: dict[str, Any]) -> None:
+        """Send to the client.
+
+        Raises:
+            _CannotFinish: it takes nothing for ``client_timeout``.
+        """
+        timeout = self._context.options.client_timeout
+        try:
+            async with Patience(self._scope, timeout):
+                for message in messages:
+                    await self._send(message)
+        except TimeoutError:
+            self._context.counts.timed_out += 1
+            abort_transport(self._send)
+            raise _CannotFinish(f"its client stood still for {timeout:g} s") from None
 
     def _has_content(self, start: Start) -> bool:
         return self._scope["method"] != "HEAD" and start.status not in BODYLESS
@@ -216,7 +242,13 @@ class Exchange:
         size = len(start.content)
         if not start.more and start.length not in (None, size) and self._has_content(start):
             raise Malformed(f"content-length says {start.length}, the content has {size} bytes")
-        return start
+        is_known = size or self._scope["method"] != "HEAD"  # to which a worker may send nothing
+        if start.length is None and not start.more and start.status not in BODYLESS and is_known:
+            # Else it would be sent in chunks.
+            start.headers.append((b"content-length", str(size).encode()))
+        # Apart, so that nothing holds a large one while it waits for its client.
+        self._first = Chunk(start.content if self._has_content(start) else b"", start.more)
+        return start._replace(content=b"")
 
     async def _next_message(self) -> Chunk:
         """Return the response's next chunk.
@@ -242,10 +274,14 @@ class Exchange:
             )
         self._worker_is_done = not message.get("more_content")
         try:
-            return parse_chunk(message)
+            chunk = parse_chunk(message)
         except Malformed as exc:
             self._context.counts.malformed += 1
             raise _CannotFinish(f"a worker sent no chunk: {exc}") from None
+        if chunk.closed:
+            self._worker_is_done = True
+            raise _CannotFinish("its worker failed, or was stopped, in the middle of it")
+        return chunk
 
     async def _wait_for_message(self) -> dict[str, Any] | None:
         """Return the next message of a channel that is empty now, ``None`` if it is too late.
@@ -257,7 +293,7 @@ class Exchange:
         while True:
             self._emptied_at = now = time.monotonic()
             if self._body_channel is not None:  # a worker that reads it is alive
-                self._heard_at = max(self._heard_at, self._body_channel.sent_at)
+                self._heard_at = max(self._heard_at, self._body_channel.read_at)
             over = self._heard_at + timeout
             if now >= over:
                 return None
@@ -289,14 +325,14 @@ class Exchange:
         limit = self._context.options.response_buffer_bytes
         length = start.length if self._has_content(start) else None
         size = 0
-        chunk = Chunk(start.content, start.more)
+        chunk, self._first = self._first, None
+        assert chunk is not None
         while True:
             size += len(chunk.content)
             if length is not None and (size > length or (size < length and not chunk.more)):
                 self._context.counts.malformed += 1
                 raise _CannotFinish(f"content-length says {length}, and {size} bytes came")
-            if chunk.content:
-                backlog.put(chunk.content)
+            await backlog.feed(chunk.content)
             if not chunk.more:
                 backlog.finish()
                 return
@@ -307,21 +343,16 @@ class Exchange:
 
     async def _write(self, backlog: Backlog, has_content: bool) -> None:
         """Send what waits to the client, to the end."""
-        timeout = self._context.options.client_timeout
         while not backlog.is_finished:
             piece = backlog.take()
             if not piece:
                 await backlog.changed()
             elif has_content:
-                body = {"type": "http.response.body", "body": piece, "more_body": True}
-                try:
-                    async with asyncio.timeout(timeout):
-                        await self._send(body)
-                except TimeoutError:
-                    self._context.counts.timed_out += 1
-                    raise _CannotFinish(f"its client stood still for {timeout:g} s") from None
+                await self._deliver(
+                    {"type": "http.response.body", "body": piece, "more_body": True}
+                )
         self._is_complete = True
-        await self._send({"type": "http.response.body", "body": b""})
+        await self._deliver({"type": "http.response.body", "body": b""})
 
     # -- beside it -----------------------------------------------------------------------
 
@@ -333,7 +364,12 @@ class Exchange:
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         exc = None if task.cancelled() else task.exception()
-        if exc is not None and not self._is_complete:
+        if isinstance(exc, BodyLost):
+            # A worker that answers already may not need it; one that reads on is told.
+            self._body_is_lost = not self._has_started
+            if self._body_is_lost:
+                self._interrupt.fire()
+        elif exc is not None and not self._is_complete:
             self._trouble = str(exc) if isinstance(exc, _CannotFinish) else repr(exc)
             self._interrupt.fire()
 

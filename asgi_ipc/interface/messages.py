@@ -23,6 +23,7 @@ __all__ = [
     "parse_websocket_reply",
     "request_message",
     "select_subprotocol",
+    "shown",
 ]
 
 Scope = MutableMapping[str, Any]
@@ -128,10 +129,11 @@ class Start(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A response chunk message."""
+    """A response chunk message; ``closed``: its worker gives the response up."""
 
     content: bytes
     more: bool
+    closed: bool = False
 
 
 def is_push(message: Mapping[str, Any]) -> bool:
@@ -149,21 +151,21 @@ def parse_start(message: Mapping[str, Any]) -> Start:
         raise Malformed(f"the first message of a response has no status, only {_keys(message)}")
     status = message["status"]
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 599:
-        raise Malformed(f"status must be an integer from 200 to 599, not {_shown(status)}")
+        raise Malformed(f"status must be an integer from 200 to 599, not {shown(status)}")
     given = message.get("headers")
     if given is None:
         given = []
     if not isinstance(given, (list, tuple)):
-        raise Malformed(f"headers must be a list of [name, value], not {_shown(given)}")
+        raise Malformed(f"headers must be a list of [name, value], not {shown(given)}")
     headers: Headers = []
     length = None
     for header in given:
         name, value = _header(header)
-        if name in _HOP_BY_HOP:
+        if name in _HOP_BY_HOP or (name == b"content-length" and status in BODYLESS):
             continue
         if name == b"content-length":
             if not _DIGITS.fullmatch(value) or length not in (None, int(value)):
-                raise Malformed(f"content-length must be one number, not {_shown(value)}")
+                raise Malformed(f"content-length must be one number, not {shown(value)}")
             if length is not None:
                 continue
             length = int(value)
@@ -173,13 +175,13 @@ def parse_start(message: Mapping[str, Any]) -> Start:
 
 def _header(header: object) -> tuple[bytes, bytes]:
     if not isinstance(header, (list, tuple)) or len(header) != 2:
-        raise Malformed(f"a header must be [name, value], not {_shown(header)}")
+        raise Malformed(f"a header must be [name, value], not {shown(header)}")
     name, value = (_as_bytes(part) for part in header)
     if not _TOKEN.fullmatch(name):
-        raise Malformed(f"{_shown(name)} is no header name")
+        raise Malformed(f"{shown(name)} is no header name")
     value = value.strip(b" \t")
     if not _VALUE.fullmatch(value):
-        raise Malformed(f"header {_shown(name)} has a line break or a NUL in its value")
+        raise Malformed(f"header {shown(name)} has a line break or a NUL in its value")
     return name.lower(), value
 
 
@@ -192,7 +194,7 @@ def _as_bytes(part: object) -> bytes:
             return part.encode("latin-1")
         except UnicodeEncodeError:
             pass
-    raise Malformed(f"a header's name and value must be bytes, not {_shown(part)}")
+    raise Malformed(f"a header's name and value must be bytes, not {shown(part)}")
 
 
 def parse_chunk(message: Mapping[str, Any]) -> Chunk:
@@ -203,7 +205,8 @@ def parse_chunk(message: Mapping[str, Any]) -> Chunk:
     """
     if "status" in message:
         raise Malformed("a second message with a status, where a chunk was due")
-    return Chunk(_content(message), bool(message.get("more_content")))
+    closed = bool(message.get("closed"))
+    return Chunk(_content(message), bool(message.get("more_content")), closed)
 
 
 def _content(message: Mapping[str, Any]) -> bytes:
@@ -211,7 +214,7 @@ def _content(message: Mapping[str, Any]) -> bytes:
     if content is None:
         return b""
     if not isinstance(content, bytes):
-        raise Malformed(f"content must be bytes, not {_shown(content)}")
+        raise Malformed(f"content must be bytes, not {shown(content)}")
     return content
 
 
@@ -238,14 +241,14 @@ def parse_websocket_reply(message: Mapping[str, Any]) -> WebSocketReply:
         raise Malformed(f"unknown {_keys(strange)}: there are accept, bytes, close and text")
     text, data = message.get("text"), message.get("bytes")
     if text is not None and not isinstance(text, str):
-        raise Malformed(f"text must be a str, not {_shown(text)}")
+        raise Malformed(f"text must be a str, not {shown(text)}")
     if data is not None and not isinstance(data, bytes):
-        raise Malformed(f"bytes must be bytes, not {_shown(data)}")
+        raise Malformed(f"bytes must be bytes, not {shown(data)}")
     if text and data:
         raise Malformed("both text and bytes, of which there may be one")
     subprotocol = message.get("subprotocol")
     if subprotocol is not None and not _is_token(subprotocol):
-        raise Malformed(f"{_shown(subprotocol)} is no subprotocol")
+        raise Malformed(f"{shown(subprotocol)} is no subprotocol")
     accept = message.get("accept")
     return WebSocketReply(
         None if accept is None else bool(accept),
@@ -267,16 +270,21 @@ def _close_code(close: object) -> int | None:
         return 1000
     if isinstance(close, int) and (close in _CLOSE_CODES or 3000 <= close <= 4999):
         return close
-    raise Malformed(f"close must be True or a code that may be sent, not {_shown(close)}")
+    raise Malformed(f"close must be True or a code that may be sent, not {shown(close)}")
 
 
 # -- words -------------------------------------------------------------------------------
 
 
-def _shown(value: object) -> str:
+def shown(value: object, limit: int = 60) -> str:
+    """Return what a log line, or an error, shows of something that others sent.
+
+    Quoted, as ``repr`` does it: no line break of theirs begins a line, no escape of theirs
+    reaches a terminal. Shortened, if it is longer than ``limit``.
+    """
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:50]}... ({type(value).__name__})"
+    return text if len(text) <= limit else f"{text[: limit - 10]}... ({type(value).__name__})"
 
 
 def _keys(message: Mapping[Any, Any]) -> str:
-    return "keys " + ", ".join(sorted(map(repr, message))[:8]) if message else "nothing"
+    return "keys " + ", ".join(sorted(map(shown, message))[:8]) if message else "nothing"

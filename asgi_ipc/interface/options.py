@@ -122,15 +122,16 @@ class InterfaceOptions(_FromEnvironment):
     Attributes:
         request_timeout: seconds a worker may take for a response, and between two chunks of
             one: 504 before it has begun, a cut connection afterwards.
-        client_timeout: seconds a client may stand still in the middle of its request body
-            (408), or of a response that waits for it (cut).
+        client_timeout: seconds a client may stand still before or in its request body (408), or
+            take nothing of a response that waits for it (cut).
         websocket_connect_timeout: seconds a worker may take to accept or refuse.
         websocket_timeout: seconds after which an open websocket is closed with 1000; ``None``:
             the layer's ``group_expiry``, as Daphne 1 does.
         websocket_full_timeout: seconds to wait for room in ``websocket.receive`` before the
             socket is closed with 1013. Its client is not read meanwhile.
-        websocket_buffer_bytes: what a websocket's client may be behind before it is closed
-            with 1013. A single message may be larger.
+        websocket_buffer_bytes: memory that what waits for a websocket's client may take before it
+            is closed with 1013: about 150 bytes a message beside its payload. A single one may
+            be larger.
         response_buffer_bytes: what an HTTP client may be behind before the worker is slowed
             down. Beyond ``memory_bytes`` it waits in a temporary file.
         max_body_bytes: the largest request body; 413 beyond. ``None``: any.
@@ -138,7 +139,8 @@ class InterfaceOptions(_FromEnvironment):
             one goes through a body channel.
         chunk_bytes: size of a chunk of such a body.
         memory_bytes: what one body, or one response, holds in memory before a file is used.
-        shutdown_timeout: seconds that the end of the application waits for answers in flight.
+        shutdown_timeout: seconds that the end of the application waits for answers in flight. An
+            ASGI server waits by itself before: ``serve`` gives uvicorn the same limit.
         websocket_protocols: subprotocols to agree to: the first one that the client offers.
         root_path: the path that the site is mounted at, if not what the ASGI server says.
         root_path_header: a request header that names it, such as ``daphne-root-path``. Only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from typing import Any
 
@@ -62,7 +63,9 @@ def serve(
         port: port to listen at; 0 lets the system choose one.
         uds: path of a unix socket to listen at instead.
         workers: server processes; each has its own process part in the channel names.
-        uvicorn_options: anything else that ``uvicorn.run`` takes.
+        uvicorn_options: anything else that ``uvicorn.run`` takes. Without a
+            ``timeout_graceful_shutdown`` it is ``shutdown_timeout``: uvicorn waits for
+            connections first, by default without limit.
 
     Raises:
         ImportError: uvicorn is not installed.
@@ -77,6 +80,7 @@ def serve(
     layer = layer or LayerOptions.from_environment()
     options = options or InterfaceOptions.from_environment()
     layer.make().close_now()  # what is impossible is said here, not by each process
+    uvicorn_options.setdefault("timeout_graceful_shutdown", math.ceil(options.shutdown_timeout))
     # Server processes are started anew, and read it all back from there.
     os.environ.update({**layer.as_environment(), **options.as_environment()})
     uvicorn.run(

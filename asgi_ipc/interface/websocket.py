@@ -9,9 +9,10 @@ process, so its worker cannot be slowed down without slowing theirs.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..exceptions import ChannelFull, MessageTooLarge
@@ -25,7 +26,9 @@ from .messages import (
     connect_message,
     parse_websocket_reply,
     select_subprotocol,
+    shown,
 )
+from .turns import CHANNEL, Turns
 
 __all__ = ["WebSocket"]
 
@@ -33,6 +36,12 @@ _CONNECTING, _OPEN, _CLOSED = range(3)
 _SHORT_S, _LONG_S = 0.002, 0.05  # between attempts to send into a full channel
 _CLOSE_S = 2.0  # a close frame may wait for a client that reads nothing
 _ABNORMAL = 1006
+_ENTRY_BYTES = 8  # of the queue
+
+
+def _held_by(reply: WebSocketReply) -> int:
+    """Return how many bytes of memory a reply takes while it waits; an empty one, too."""
+    return sys.getsizeof(reply) + sys.getsizeof(reply.data) + _ENTRY_BYTES
 
 
 class WebSocket:
@@ -44,6 +53,7 @@ class WebSocket:
         "_interrupt",
         "_is_reported",
         "_name",
+        "_offered",
         "_order",
         "_path",
         "_pending",
@@ -54,6 +64,7 @@ class WebSocket:
         "_state",
         "_subprotocol",
         "_timer",
+        "_turns",
         "_writer",
     )
 
@@ -65,11 +76,13 @@ class WebSocket:
         self._path = ""
         self._order = 0
         self._state = _CONNECTING
+        self._offered: Sequence[str] = ()  # subprotocols
         self._subprotocol: str | None = None
         self._interrupt = Interrupt()
         self._timer: asyncio.TimerHandle | None = None
         self._pending: deque[WebSocketReply] | None = None
         self._pending_bytes = 0
+        self._turns = Turns(context.frames)
         self._writer: asyncio.Task[None] | None = None
         self._close_code: int | None = None  # that we still have to send
         self._refusal = 403
@@ -82,9 +95,8 @@ class WebSocket:
         if (await self._receive())["type"] != "websocket.connect":
             return
         self._path = scope["path"]
-        self._subprotocol = select_subprotocol(
-            scope.get("subprotocols", ()), options.websocket_protocols
-        )
+        self._offered = scope.get("subprotocols") or ()
+        self._subprotocol = select_subprotocol(self._offered, options.websocket_protocols)
         can_respond = "websocket.http.response" in (scope.get("extensions") or ())
         connect = connect_message(scope, self._name, options.root_path, context.root_path_header)
         context.sockets[self._name] = self
@@ -116,6 +128,11 @@ class WebSocket:
             if self._writer is not None:
                 self._writer.cancel()
 
+    @property
+    def _shown_path(self) -> str:
+        """What log lines show of the path."""
+        return shown(self._path, 200)
+
     # -- from the client -----------------------------------------------------------------
 
     async def _try_connect(self, connect: dict[str, Any]) -> int:
@@ -124,11 +141,11 @@ class WebSocket:
             await self._context.layer.send("websocket.connect", connect)
         except ChannelFull as exc:
             self._context.counts.full += 1
-            logger.warning("websocket %s refused with 503: %s", self._path, exc)
+            logger.warning("websocket %s refused with 503: %s", self._shown_path, exc)
             return 503
         except MessageTooLarge as exc:
             self._context.counts.too_large += 1
-            logger.warning("websocket %s refused with 413: %s", self._path, exc)
+            logger.warning("websocket %s refused with 413: %s", self._shown_path, exc)
             return 413
         return 0
 
@@ -158,22 +175,24 @@ class WebSocket:
             self._order += 1
 
     async def _send_frame(self, message: dict[str, Any]) -> int:
-        """Send a frame, waiting for room; the code to close with if there is none, or 0."""
+        """Send a frame, waiting for its turn and for room; the code to close with, or 0."""
+        await self._turns.wait(self._context.layer.expiry)
         deadline, pause = 0.0, _SHORT_S
         while True:
             try:
-                await self._context.layer.send("websocket.receive", message)
+                await self._context.layer.send(CHANNEL, message)
+                self._turns.sent()
                 return 0
             except MessageTooLarge as exc:
                 self._context.counts.too_large += 1
-                logger.warning("websocket %s closed with 1009: %s", self._path, exc)
+                logger.warning("websocket %s closed with 1009: %s", self._shown_path, exc)
                 return 1009
             except ChannelFull as exc:
                 now = time.monotonic()
                 deadline = deadline or now + self._context.options.websocket_full_timeout
                 if now >= deadline:
                     self._context.counts.full += 1
-                    logger.warning("websocket %s closed with 1013: %s", self._path, exc)
+                    logger.warning("websocket %s closed with 1013: %s", self._shown_path, exc)
                     return 1013
                 await asyncio.sleep(min(pause, deadline - now))
                 pause = min(2 * pause, _LONG_S)
@@ -187,14 +206,15 @@ class WebSocket:
             return
         try:
             reply = parse_websocket_reply(message)
+            if self._state == _CONNECTING and reply.subprotocol not in (None, *self._offered):
+                raise Malformed(f"the client has not offered subprotocol {reply.subprotocol!r}")
         except Malformed as exc:
             self._on_malformed(exc)
             return
-        size = len(reply.data) if reply.data else 0
         if self._pending is None:
             self._pending = deque()
         self._pending.append(reply)
-        self._pending_bytes += size
+        self._pending_bytes += _held_by(reply)
         limit = self._context.options.websocket_buffer_bytes
         if self._writer is None:
             self._writer = self._context.loop.create_task(self._write())
@@ -203,7 +223,7 @@ class WebSocket:
             logger.warning(
                 "websocket %s closed with 1013: its client is %d bytes behind, more than the %d of "
                 "websocket_buffer_bytes",
-                self._path,
+                self._shown_path,
                 self._pending_bytes,
                 limit,
             )
@@ -214,7 +234,9 @@ class WebSocket:
         self._context.counts.malformed += 1
         if not self._is_reported:
             self._is_reported = True
-            logger.error("websocket %s: a worker's message is ignored: %s", self._path, problem)
+            logger.error(
+                "websocket %s: a worker's message is ignored: %s", self._shown_path, problem
+            )
         if self._state == _CONNECTING and not self._pending:
             self._refusal = 500
             self._end(1011)
@@ -229,10 +251,10 @@ class WebSocket:
                 if not await self._apply(reply):
                     return
                 pending.popleft()
-                self._pending_bytes -= len(reply.data) if reply.data else 0
+                self._pending_bytes -= _held_by(reply)
         except Exception as exc:
             # The client is gone: every server says so in its own way.
-            logger.debug("websocket %s: a frame could not be sent: %r", self._path, exc)
+            logger.debug("websocket %s: a frame could not be sent: %r", self._shown_path, exc)
             self._end(None)
             return
         self._writer = self._pending = None
@@ -273,7 +295,9 @@ class WebSocket:
     def _on_connect_timeout(self) -> None:
         self._context.counts.timed_out += 1
         timeout = self._context.options.websocket_connect_timeout
-        logger.warning("websocket %s: neither accepted nor refused in %g s", self._path, timeout)
+        logger.warning(
+            "websocket %s: neither accepted nor refused in %g s", self._shown_path, timeout
+        )
         self._refusal = 504
         self._end(1013)
 
@@ -304,7 +328,7 @@ class WebSocket:
                     await self._send({"type": "websocket.close", "code": sent})
                 break
             except Exception as exc:
-                logger.debug("websocket %s: no close frame was sent: %r", self._path, exc)
+                logger.debug("websocket %s: no close frame was sent: %r", self._shown_path, exc)
         return code
 
     async def _refuse(self, status: int, can_respond: bool) -> None:

@@ -31,6 +31,7 @@ class _Received:
         self.channel = channel
         self.content = content
         self.has_replied = False
+        self.is_unfinished = False  # the latest reply said that more comes
         self._body: bytes | None = None
 
     @property
@@ -57,14 +58,32 @@ class _Received:
             )
         return name
 
+    def _note_reply(self, content: Content) -> None:
+        self.has_replied = True
+        self.is_unfinished = bool(content.get("more_content"))
+
     def _add_chunk(self, parts: list[bytes], chunk: Content | None) -> bool:
         """Add a chunk of the request's body, and say whether it was the last."""
         if chunk is None:
             raise TimeoutError(f"the rest of a request body did not come on {self.channel!r}")
         if chunk.get("closed"):
-            raise ConnectionAbortedError("the client went away before its request was complete")
+            raise ConnectionAbortedError(
+                "the rest of a request body will not come: its client has gone, or it was not "
+                "read in time"
+            )
         parts.append(chunk.get("content", b""))
         return not chunk.get("more_content")
+
+    def _whole(self, parts: list[bytes]) -> bytes:
+        """Return the body of these parts if it has the length that its client said."""
+        body = b"".join(parts)
+        for name, value in self.get("headers") or ():
+            if name == b"content-length" and value.isdigit() and int(value) != len(body):
+                raise ConnectionAbortedError(
+                    f"a request body on {self.channel!r} has {len(body)} bytes, and its "
+                    f"content-length says {int(value)}"
+                )
+        return body
 
 
 class Message(_Received):
@@ -90,7 +109,7 @@ class Message(_Received):
             ValueError: it has none.
         """
         await self.send(self._reply_to(), content)
-        self.has_replied = True
+        self._note_reply(content)
 
     async def send(self, channel: str, content: Content) -> None:
         """Send, and wait while there is no room: at most the worker's ``send_timeout``.
@@ -112,7 +131,7 @@ class Message(_Received):
             timeout: seconds to wait for the rest.
 
         Raises:
-            ConnectionAbortedError: the client went away first.
+            ConnectionAbortedError: the client went away first, or part of the body was lost.
             TimeoutError: it did not come in time.
         """
         if self._body is None:
@@ -123,7 +142,7 @@ class Message(_Received):
                 while not is_complete:
                     chunk = await self.layer.receive_within(body_channel, deadline)
                     is_complete = self._add_chunk(parts, chunk)
-            self._body = b"".join(parts)
+            self._body = self._whole(parts)
         return self._body
 
 
@@ -147,7 +166,7 @@ class SyncMessage(_Received):
             ValueError: it has none.
         """
         self.send(self._reply_to(), content)
-        self.has_replied = True
+        self._note_reply(content)
 
     def send(self, channel: str, content: Content) -> None:
         """Send, and wait while there is no room: at most the worker's ``send_timeout``.
@@ -174,7 +193,7 @@ class SyncMessage(_Received):
                 while not is_complete:
                     left_s = max(0.0, deadline - time.monotonic())
                     is_complete = self._add_chunk(parts, self.layer.receive(body_channel, left_s))
-            self._body = b"".join(parts)
+            self._body = self._whole(parts)
         return self._body
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ..aio import AsyncIPCChannelLayer
 from ..sync import IPCChannelLayer
-from .service import Service, name_of
+from .service import Service, name_of, refuse_what_does_nothing
 
 __all__ = ["Worker"]
 
@@ -69,10 +69,12 @@ class Worker:
         gets a ``SyncMessage`` and runs on a thread. ``name!`` stands for every channel below it.
 
         An exception out of a handler is logged with the channel. If nothing was replied yet, an
-        ``http.request`` is answered with 500, and a ``websocket.connect`` refused.
+        ``http.request`` is answered with 500, and a ``websocket.connect`` refused; a response that
+        has begun is cut. ``SystemExit`` stops the worker as SIGTERM does, and is raised at the end.
 
         Raises:
             InvalidName: (``TypeError``) one of the names.
+            TypeError: the function is a generator.
             ValueError: a channel has a handler already.
         """
         for channel in channels:
@@ -82,6 +84,7 @@ class Worker:
                 raise ValueError(f"channel {channel!r} has a handler already: {name}")
 
         def register(handler: Handler) -> Handler:
+            refuse_what_does_nothing(handler)
             self._handlers.update(dict.fromkeys(channels, handler))
             return handler
 
@@ -96,6 +99,7 @@ class Worker:
         Raises:
             RuntimeError: there are no handlers, or it serves already.
             IPCError: the layer cannot be used (any more); see ``exceptions``.
+            SystemExit: a handler raised it; what was in hand is finished.
         """
         try:
             asyncio.run(self._serve_until_signal())

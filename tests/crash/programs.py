@@ -43,12 +43,14 @@ def _random_op(world: World, dice: random.Random) -> Op | None:
             "discard",
             "send group",
             "drop home",
+            "reap",
+            "drop dead homes",
             "members",
             "pass time",
             "flush",
             "send many",
         ),
-        (30, 12, 12, 8, 4, 3, 2, 1, 5, 14, 8, 10, 2, 2, 6, 1, 4),
+        (30, 12, 12, 8, 4, 3, 2, 2, 5, 14, 8, 10, 2, 2, 3, 2, 6, 1, 4),
     )[0]
     if what == "send":
         return world.send(
@@ -97,6 +99,10 @@ def _random_op(world: World, dice: random.Random) -> Op | None:
         )
     if what == "drop home":
         return world.drop_home(actor, dice.choice(HOMES))
+    if what == "reap":
+        return world.reap(actor)
+    if what == "drop dead homes":
+        return world.drop_dead_homes(actor, ("a!", "b!"))
     if what == "members":
         return world.members_at(actor, group, dice.choice(("a!", "b!")), dice.randint(0, 40))
     if what == "flush":

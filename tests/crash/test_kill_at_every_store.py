@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from asgi_ipc import _layout as L
 from asgi_ipc.names import home_of
 
 from .explorer import Explorer
+from .killing import in_child
 from .programs import random_program
 from .sight import Key, records
 
@@ -239,6 +241,46 @@ def test_a_dead_loop_is_reaped_and_others_are_rung(make_explorer: MakeExplorer) 
     assert len(world.loops) == 1
     explorer.explore(world.send(one, "d"))
     assert world.loops[0].rung
+    check(explorer)
+
+
+def test_what_a_dead_process_leaves_is_dropped_by_the_next_one(
+    make_explorer: MakeExplorer,
+) -> None:
+    """Slot, parked bits, memberships, owner: who is killed in reaping is gone on with."""
+    explorer = make_explorer()
+    world = explorer.world
+    one, other = world.actors
+    for actor, homes in ((one, ["c", "home!"]), (other, ["c"])):
+        explorer.run(world.claim(actor))
+        explorer.explore(world.wait(world.loops[-1], homes))
+    dead, living = world.loops
+    for group, name in (("g", "home!x"), ("g", "home!y"), ("h", "home!x"), ("g", "other!x")):
+        explorer.run(world.add(other, group, name))
+    explorer.run(world.send(other, "c"))
+    if dead.rung:
+        explorer.run(world.take(one, ["c"]))
+        explorer.run(world.wait(dead, ["c", "home!"]))
+    dead.dead = True
+    explorer.explore(world.reap(other))
+    assert world.loops == [living]
+    explorer.explore(world.send_group(other, "g"))  # leaves the dead home out
+    images = explorer._save()
+
+    explorer.explore(world.drop_dead_homes(other, ("home!", "other!")))
+    step, killed = 0, True
+    while killed:
+        step += 1
+        explorer._restore(images)
+        world.ledger.clear()
+        drop = world.drop_dead_homes(one, ("home!", "other!"))
+        killed = in_child(partial(explorer._run_armed, drop, step), world.ledger)
+        explorer.run(world.drop_dead_homes(other, ("home!",)))
+        explorer.run(world.add(other, "g", "home!z"))
+        explorer.run(world.drop_dead_homes(other, ("home!",)))  # not again of who came then
+        found = {key[3] for key in explorer.look().state if key[0] == "member"}
+        assert found == {"other!x", "home!z"}, f"killed at step {step}"
+    assert step > 30
     check(explorer)
 
 

@@ -19,6 +19,7 @@ from asgi_ipc import _layout as L
 from asgi_ipc._fanout import Envelope, GroupMessage
 from asgi_ipc._membership import GroupStore
 from asgi_ipc._segment import Segment
+from asgi_ipc._site import drop_dead_homes
 from asgi_ipc._store import Letter, MessageStore, Settled, Taken
 from asgi_ipc._witness import Life
 from asgi_ipc.exceptions import ChannelFull
@@ -97,8 +98,9 @@ class Actor:
         self.groups_segment = world.attach("groups", segment_class)
         self.groups = GroupStore(self.groups_segment)
         self.messages = MessageStore(self.messages_segment, world, self.groups.members_at)
-        process = 1001 + len(world.actors)
-        self.messages.slots.token = lambda: process  # of what it takes without a loop
+        own = 1001 + len(world.actors)
+        self.messages.slots.token = lambda: own  # of what it takes without a loop
+        self.messages.slots.is_own = lambda process: process == own
         self.held: list[str] = []  # the names of messages in its inboxes
         self.read: list[str] = []  # those that it has still to tell the others of
 
@@ -166,6 +168,10 @@ class World:
         """Each actor has its own."""
         raise NotImplementedError
 
+    def is_own(self, process: int) -> bool:
+        """Each actor has its own."""
+        raise NotImplementedError
+
     def heard(self, slot: int, token: int, process: int) -> Life:
         """What a store asks when it has committed."""
         return self.ask(process)
@@ -187,6 +193,7 @@ class World:
         """Let the model know what an operation did and whom it rang."""
         op.settle(result)
         rung = {slot for slot, alive in self.ledger.rings if alive}
+        self.dead |= {loop.process for loop in self.loops if loop.dead}
         for loop in self.loops:
             loop.rung = loop.rung or loop.slot in rung
         words = self.inspected[0].words
@@ -432,6 +439,20 @@ class World:
             actor.groups.discard(group, home, channel, int(seconds * SECOND))
 
         return Op(f"discard {channel} from {group}, tombstone {tombstone_s}", actor, run)
+
+    def reap(self, actor: Actor) -> Op:
+        """Free the slots of the dead, one by one."""
+        batch = frozenset({"parked", "owner", "slot", "hint"})
+        return Op("reap", actor, actor.messages.slots.reap_all, piecemeal=batch)
+
+    def drop_dead_homes(self, actor: Actor, homes: Iterable[str] = ()) -> Op:
+        """Drop the members of homes whose owner is dead, one by one; then take them from it."""
+        return Op(
+            f"drop those of {sorted(homes)} whose owner is dead",
+            actor,
+            lambda: drop_dead_homes(actor.messages, actor.groups, homes),
+            piecemeal=frozenset({"member", "owner"}),
+        )
 
     def drop_home(self, actor: Actor, home: str) -> Op:
         """Drop the members of a home, one by one."""

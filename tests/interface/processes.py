@@ -26,6 +26,8 @@ COMMANDS = {
     "hypercorn": ["hypercorn", "--workers", "0", "--bind", "127.0.0.1:0"],
     "daphne": ["daphne", "-b", "127.0.0.1", "-p", "0"],
 }
+# Not an ASGI server's command, but ours; it ends with the same argument, and ignores it.
+SERVE = ["python", "-c", "from asgi_ipc.interface import serve; serve(port=0, log_level='info')"]
 _ADDRESS = re.compile(r"(?:[Rr]unning on http://|TCP address )127\.0\.0\.1:(\d+)")
 ANSWERING = f"""
 sys.path.insert(0, {str(ROOT)!r})
@@ -54,14 +56,14 @@ class Server:
         """Start it and wait until it listens.
 
         Args:
-            kind: a key of ``COMMANDS``.
+            kind: a key of ``COMMANDS``, or ``serve``.
             prefix: of the channel layer.
             arguments: of the command.
             options: of the interface, by field name.
         """
         self.kind = kind
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        program, *rest = COMMANDS[kind]
+        program, *rest = SERVE if kind == "serve" else COMMANDS[kind]
         self.process = subprocess.Popen(
             [str(Path(sys.executable).parent / program), *rest, *arguments, APPLICATION],
             cwd=ROOT,

@@ -24,13 +24,14 @@ async def state() -> dict[str, Any]:
     """What this process holds just now."""
     gc.collect()
     server = running._server
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages, shared_pages = map(int, Path("/proc/self/statm").read_text().split()[1:3])
     coroutines: list[Any] = [task.get_coro() for task in asyncio.all_tasks()]
     found: dict[str, Any] = {
         "tasks": len(coroutines),
         "our_tasks": sum(PACKAGE in one.cr_code.co_filename for one in coroutines),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "resident_bytes": pages * os.sysconf("SC_PAGESIZE"),
+        "own_bytes": (pages - shared_pages) * os.sysconf("SC_PAGESIZE"),  # without the segments
         "attached": server is not None and server.layer._site.is_open,
     }
     if server is not None:

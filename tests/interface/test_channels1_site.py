@@ -6,21 +6,28 @@ The tests themselves are those of ``tests.channels1.test_site``, with another ``
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import random
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from websockets.asyncio.client import connect
 
+from asgi_ipc import IPCChannelLayer
+from asgi_ipc.exceptions import StoreLocked
 from tests.channels1.conftest import stack_python
 from tests.channels1.running_site import (
     DEADLINE_S,
     Site,
     SiteProcess,
+    poll_until,
     shared_memory_of,
     wait_until_working,
 )
@@ -73,6 +80,45 @@ def site(stack_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with run_site(stack_python, tmp_path_factory.mktemp("interface") / "site") as site:
         site.start_all()
         yield site
+
+
+def test_an_upload_whose_chunks_are_lost_is_an_error(stack_python: Path, tmp_path: Path) -> None:
+    """A worker of Channels 1 as it is aborts it, its client gets 504; the next one is whole."""
+    body = random.Random(1).randbytes(30_000_000)
+    with run_site(stack_python, tmp_path / "site") as site:
+        site.start_daphne()
+        worker = site.start_worker()
+        wait_until_working(worker)
+        site.wait_until_answering()
+        layer = IPCChannelLayer(prefix=site.prefix, lock_timeout=0.2)
+        before = layer.global_statistics()["messages_pending"]
+        answers: list[httpx.Response] = []
+
+        def upload() -> None:
+            answers.append(httpx.post(f"{site.url}/request/upload", content=body, timeout=60))
+
+        def is_in_the_middle() -> bool:
+            """Stop the worker while chunks wait for it, or let it go on."""
+            worker.process.send_signal(signal.SIGSTOP)
+            try:
+                if layer.global_statistics()["messages_pending"] >= before + 2:
+                    return True
+            except StoreLocked:
+                pass  # stopped in the middle of an operation
+            worker.process.send_signal(signal.SIGCONT)
+            return False
+
+        thread = threading.Thread(target=upload)
+        thread.start()
+        poll_until(is_in_the_middle, "chunks that wait for the worker")
+        layer.flush()
+        worker.process.send_signal(signal.SIGCONT)
+        thread.join()
+        upload()
+        layer.close()
+    lost, whole = answers
+    assert lost.status_code == 504
+    assert whole.json()["body_sha256"] == hashlib.sha256(body).hexdigest()
 
 
 class Echoer:

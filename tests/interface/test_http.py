@@ -123,6 +123,24 @@ def test_a_status_without_content_has_none(server: Server, status: int) -> None:
         assert client.get("/bytes?count=3").content == pattern(3)
 
 
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_status_without_content_has_no_length(server: Server, status: int) -> None:
+    """Whatever length the worker says; the connection goes on."""
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        message = {"status": status, "headers": [[b"Content-Length", b"7"]], "content": b"surplus"}
+        answer = client.post("/raw", content=msgpack.packb([message]))
+        assert (answer.status_code, answer.content) == (status, b"")
+        assert "content-length" not in answer.headers
+        assert client.get("/bytes?count=3").content == pattern(3)
+
+
+def test_a_head_request_gets_the_length_of_the_content(server: Server) -> None:
+    """That of the content which a GET would get, if the worker sends it."""
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        assert client.head("/bytes?count=1234").headers["content-length"] == "1234"
+        assert client.get("/bytes?count=3").content == pattern(3)
+
+
 @pytest.mark.parametrize("path", ["/bytes?count=1000", "/stream?count=3&size=1000"])
 def test_a_head_request_gets_no_content(server: Server, path: str) -> None:
     """Even if the worker sends some; the connection goes on."""

@@ -73,6 +73,35 @@ def test_a_server_that_is_told_to_end_lets_an_answer_finish(
     assert MODULE not in server.log(), server.log()
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments", "options"),
+    [
+        ("serve", (), {"shutdown_timeout": 1}),
+        ("uvicorn", ("--timeout-graceful-shutdown", "1"), {}),
+        ("hypercorn", ("--graceful-timeout", "1"), {"shutdown_timeout": 1}),
+        ("daphne", (), {}),
+    ],
+)
+def test_a_server_that_is_told_to_end_waits_only_so_long(
+    start_server: StartServer,
+    workers: Workers,
+    kind: str,
+    arguments: tuple[str, ...],
+    options: dict[str, object],
+) -> None:
+    """For an answer that does not come, and for a client that does not send its body."""
+    workers()
+    server, other = start_server(kind, *arguments, **options), start_server()
+    address = ("127.0.0.1", server.port)
+    with socket.create_connection(address) as asking, socket.create_connection(address) as sending:
+        sending.sendall(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
+        asking.sendall(b"GET /hold HTTP/1.1\r\nHost: x\r\n\r\n")
+        eventually(lambda: other.client.get("/release").json(), "the request at a worker")
+        asking.sendall(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE_S) in (0, -signal.SIGTERM)
+
+
 def test_a_server_that_is_told_to_end_closes_its_websockets(
     start_server: StartServer, workers: Workers
 ) -> None:

@@ -89,6 +89,17 @@ def test_a_malformed_chunk_cuts_the_response(server: Server, bad: dict[str, Any]
 
 
 @CUTTING
+def test_a_response_that_its_worker_gives_up_is_cut(server: Server) -> None:
+    """At once; the log says why."""
+    before = server.log().count("its worker failed, or was stopped, in the middle of it")
+    given_up = {"content": b"", "more_content": True, "closed": True}
+    with pytest.raises(httpx.RemoteProtocolError):
+        post(server, {"status": 200, "content": b"begun", "more_content": True}, given_up)
+    assert server.log().count("its worker failed, or was stopped, in the middle") == before + 1
+    assert post(server, OK).text == "ok"
+
+
+@CUTTING
 @pytest.mark.parametrize("parts", [[b"1234", b"56"], [b"12", b"3"]], ids=["long", "short"])
 def test_a_wrong_content_length_cuts_the_response(server: Server, parts: list[bytes]) -> None:
     """A streamed response has begun before it shows that its length is not what it says."""

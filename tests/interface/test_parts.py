@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import tempfile
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -128,6 +129,43 @@ def test_a_backlog_gives_what_it_got(seed: int) -> None:
         taken += backlog.take_exactly(backlog.size)
         assert taken == put and backlog.take() == b""
     assert backlog.size == 0
+
+
+def test_taking_from_a_large_piece_does_not_copy_the_rest() -> None:
+    """However large it is: what is allocated meanwhile is what was taken."""
+    with Backlog(1 << 30) as backlog:
+        backlog.put(bytes(20_000_000))
+        tracemalloc.start()
+        try:
+            while backlog.take():
+                pass
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
+
+
+async def test_a_large_piece_lies_in_the_file() -> None:
+    """All but what may be held in memory; others have their turn while it is put there."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    whole = random.Random(1).randbytes(20_000_000)
+    with Backlog(1_000_000) as backlog:
+        beside = asyncio.create_task(others())
+        tracemalloc.start()
+        try:
+            await backlog.feed(whole)
+            assert tracemalloc.get_traced_memory()[0] < 1_500_000
+        finally:
+            tracemalloc.stop()
+            beside.cancel()
+        assert turns > 50 and backlog.size == len(whole)
+        assert backlog.take_exactly(len(whole)) == whole
 
 
 async def test_both_sides_of_a_backlog_wake_each_other() -> None:

@@ -195,3 +195,11 @@ def test_a_worker_may_choose_a_subprotocol(server: Server) -> None:
     reply = {"accept": True, "subprotocol": "b"}
     with raw(server, reply, subprotocols=["a", "b"]) as socket:
         assert socket.subprotocol == "b"
+
+
+def test_a_subprotocol_that_was_not_offered(server: Server) -> None:
+    """Is a worker's mistake: the handshake is refused, and the client never sees it."""
+    with pytest.raises(InvalidStatus) as refused:
+        raw(server, {"accept": True, "subprotocol": "c"}, subprotocols=["a", "b"])
+    assert refused.value.response.status_code == (403 if server.kind == "daphne" else 500)
+    assert "the client has not offered subprotocol 'c'" in server.log()

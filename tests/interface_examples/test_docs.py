@@ -58,6 +58,15 @@ async def test_the_worker_of_the_page_answers(
     assert await layer.receive(name) == {"text": "hello"}
 
 
+def test_every_command_of_the_page_limits_how_long_it_takes_to_end() -> None:
+    """Of uvicorn and hypercorn, which wait for connections before the application hears of it."""
+    page = PAGE.replace("\\\n", " ")
+    commands = re.findall(r"(uvicorn|hypercorn) (asgi_ipc.interface:application[^`\n]*)", page)
+    assert len(commands) >= 5
+    limit = {"uvicorn": "--timeout-graceful-shutdown 30", "hypercorn": "--graceful-timeout 30"}
+    assert [c for program, c in commands if limit[program] not in c] == []
+
+
 def test_the_server_of_the_page_is_that_of_the_example() -> None:
     """Word by word."""
     [code] = [block for block in BLOCKS if "async def pass_on" in block]
