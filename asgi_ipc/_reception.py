@@ -34,7 +34,7 @@ Received = tuple[str, dict[str, Any]]
 
 _EPOCH = L.EPOCH
 _BATCH = 64  # messages taken from a process-specific home in one hold of the lock
-_UNSETTLED = 32
+_UNSETTLED = 2 * _BATCH  # what one drain brings is settled with the next one
 _RETRY_S = 0.01
 _NEVER_NS = 1 << 63
 
@@ -87,7 +87,8 @@ class Reception:
         with self.site.mutex:
             if not self.site.is_open or not self.inboxes.count:
                 return
-            settled = Settled(dict.fromkeys(self.inboxes.names(), 0), 0, self.inboxes.epoch)
+            names = [name for name in self.inboxes.names() if self.inboxes.held(name)]
+            settled = Settled(dict.fromkeys(names, 0), 0, self.inboxes.epoch)
             with suppress(LockBusy, IPCError):  # whoever owns the homes next voids it
                 self.site.messages.settle(settled)
 
@@ -581,11 +582,16 @@ class Reception:
     def settle(self) -> bool:
         """Settle at once, and drop what has expired; whether there was anything."""
         with self.site.mutex:
-            self.inboxes.expire(time.monotonic_ns())
+            self._expire_if_due()
             has_any = bool(self.inboxes.read)
             if has_any:
                 self._settle()
         return has_any
+
+    def _expire_if_due(self) -> None:
+        now = time.monotonic_ns()
+        if self.inboxes.due_ns <= now:
+            self.inboxes.expire(now)
 
     def _settle(self) -> None:
         """Say in shared memory what of it still lies here."""
@@ -610,9 +616,8 @@ class Reception:
 
     def _begin_to_settle(self) -> Settled:
         """Return what to say; whoever could not say it takes it back."""
+        self._expire_if_due()
         inboxes = self.inboxes
-        if inboxes.due_ns <= time.monotonic_ns():
-            inboxes.expire(time.monotonic_ns())
         read, inboxes.read, inboxes.read_count = inboxes.read, set(), 0
         dropped, self._dropped = self._dropped, 0
         return Settled({name: inboxes.held(name) for name in read}, dropped, inboxes.epoch)
