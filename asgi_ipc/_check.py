@@ -258,10 +258,11 @@ def _queues(look: _Look) -> None:
             if parked[slot >> 6] >> (slot & 63) & 1 and (record.owner or not owned):
                 look.say(f"slot {slot}, which nobody owns or may park there, is parked on {record}")
         if record.owner or record.name[-1:] != "!":
-            if words[record.word + L.CH_LOOP] and not record.owner:
+            if words[record.word + L.CH_LOOP]:
                 look.say(f"{record} belongs to a loop")
-            if words[record.word + L.CH_OWNER] or words[record.word + L.CH_HELD_UNTIL]:
-                look.say(f"{record} belongs to a process")
+            holder = 0 if record.owner else words[record.word + L.CH_HOLDER]
+            if holder or words[record.word + L.CH_HELD_UNTIL]:
+                look.say(f"{record} is no home, and says that an inbox has some of it")
         if words[record.word + L.CH_LEAVES] != leaves_of[record.word]:
             look.say(f"{record} miscounts its {leaves_of[record.word]} leaves")
     for record in channels:

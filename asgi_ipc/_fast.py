@@ -301,12 +301,12 @@ def pop(
             _flock(fd, _UNLOCK)
 
 
-def park(segment: Segment, known: Known, slot: int, token: int, owner: int) -> bool:
+def park(segment: Segment, known: Known, slot: int, token: int, holder: int) -> bool:
     """Park a loop on an empty home; False if it has messages or this is not the ordinary case.
 
     Args:
         token: what ``CH_LOOP`` must hold already; 0: nothing.
-        owner: the same of ``CH_OWNER``.
+        holder: the same of ``CH_HOLDER``.
     """
     record, ident = known
     guard = segment.guard
@@ -328,7 +328,7 @@ def park(segment: Segment, known: Known, slot: int, token: int, owner: int) -> b
                 or words[record + L.IDENT] != ident
                 or words[record + _SENT_WORD] != words[record + _TAKEN_WORD]
                 or words[record + L.CH_LOOP] != token
-                or words[record + L.CH_OWNER] != owner
+                or words[record + L.CH_HOLDER] != holder
             ):
                 return False
             word = record + L.CH_PARKED + (slot >> 6)
@@ -349,7 +349,7 @@ def drain(
     limit: int,
     now: int,
     wanted: Container[str] | None,
-    owner: int,
+    holder: int,
 ) -> list[Popped]:
     """Plan the removal of up to ``limit`` ordinary messages from the head of a home.
 
@@ -359,7 +359,7 @@ def drain(
     Args:
         wanted: names, or homes, of which the first message is returned to who asks for it;
             ``None``: all are.
-        owner: the process that holds the others until they are read.
+        holder: the process that holds the others until they are read.
     """
     words = segment.words
     memory = segment.memory
@@ -406,8 +406,8 @@ def drain(
                 plan[word] = plan.get(word, words[word]) + 1
                 leaf = 0
             else:
-                if words[leaf + L.LEAF_HOLDER] != owner and leaf + L.LEAF_HOLDER not in plan:
-                    plan[leaf + L.LEAF_HOLDER] = owner  # and what another one held is void
+                if words[leaf + L.CH_HOLDER] != holder and leaf + L.CH_HOLDER not in plan:
+                    plan[leaf + L.CH_HOLDER] = holder  # and what another one held is void
                     plan[leaf + _TAKEN_WORD] = drained
                 if deadline > held_until:
                     held_until = deadline
@@ -423,8 +423,8 @@ def drain(
     if held_until:
         if held_until > words[record + L.CH_HELD_UNTIL]:
             plan[record + L.CH_HELD_UNTIL] = held_until
-        if owner != words[record + L.CH_OWNER]:
-            plan[record + L.CH_OWNER] = owner
+        if holder != words[record + L.CH_HOLDER]:
+            plan[record + L.CH_HOLDER] = holder
     return popped
 
 

@@ -56,10 +56,9 @@ word     CHANNEL             MESSAGE            GROUP / HOME        MEMBER
 15       CH_FULL
 16       CH_EXPIRED
 17       CH_MARK
-18       CH_LOOP (leaf: see
-         LEAF_HOLDER)
+18       CH_LOOP
 19       CH_LEAVES
-20       CH_OWNER
+20       CH_HOLDER
 21       CH_HELD_UNTIL, ns
 22       key ...
 ======== =================== ================== =================== ================
@@ -72,9 +71,10 @@ queued. Of a leaf that is what counts against the name's capacity, and it lies a
            queued          held
 
 Queued is what its home's queue has for the name. Held is what was drained from it into the inbox
-of the process LEAF_HOLDER, and has not been read yet. It counts as long as that process is the
-home's CH_OWNER and ``CH_HELD_UNTIL``, when all that was ever drained from the home has expired,
-has not come; otherwise whoever is in its way writes it off (CH_TAKEN becomes LEAF_DRAINED).
+of the process ``CH_HOLDER``, and has not been read yet. It counts as long as that process is the
+home's ``CH_HOLDER`` too and ``CH_HELD_UNTIL``, when all that was ever drained from the home has
+expired, has not come; otherwise whoever is in its way writes it off: ``CH_TAKEN`` becomes
+``LEAF_DRAINED``.
 
 A BODY (a group message's content, stored once) has BODY_REFS and BODY_BYTES, then bytes.
 
@@ -176,9 +176,8 @@ CH_FULL = 15
 CH_EXPIRED = 16
 CH_MARK = 17  # idle check: seconds << 32 | low half of CH_SENT when last looked at
 CH_LOOP = 18  # token of the loop that receives for a process-specific home, or of its process
-LEAF_HOLDER = 18  # of a leaf: the process whose inbox has what was drained and not read yet
 CH_LEAVES = 19  # leaf records below a process-specific home
-CH_OWNER = 20  # of a home: the process that receives for it
+CH_HOLDER = 20  # the process whose inbox has what was drained: of a home, of a leaf the last time
 CH_HELD_UNTIL = 21  # of a home: when the last of what was drained from it expires, ns
 CH_KEY = 22
 

@@ -34,8 +34,8 @@ class Popped(NamedTuple):
     Attributes:
         name: the full channel name; the group's name for a group envelope.
         body: the encoded message.
-        leaf: the record that goes on counting it, until it is read (see ``MessageStore.settle``);
-            0: nobody does.
+        leaf: the record that goes on counting it until it is read, see
+            ``MessageStore.note_settled``; 0: nobody does.
         group_version: the membership a group envelope was sent to; 0 for other messages.
         deadline_ns: when it expires, ``CLOCK_MONOTONIC``.
         excluded: members whom a group envelope is not for.
@@ -66,7 +66,7 @@ class Queues:
         fields = [0] * (L.CH_KEY - L.CH_HEAD)
         if owner:
             plan[owner + L.CH_LEAVES] += 1
-            fields[L.LEAF_HOLDER - L.CH_HEAD] = plan[owner + L.CH_OWNER]  # spares the first drain
+            fields[L.CH_HOLDER - L.CH_HEAD] = plan[owner + L.CH_HOLDER]  # spares the first drain
         return self.table.create(plan, L.EXTENT_CHANNEL, name.encode("ascii"), owner, tuple(fields))
 
     def find_channel(self, plan: Plan, name: str, owner: int = 0) -> int:
@@ -93,13 +93,13 @@ class Queues:
         plan[leaf + L.LEAF_DRAINED] += 1
         plan[leaf + L.CH_TAKEN] += 1
 
-    def drain(self, plan: Plan, home: int, leaf: int, owner: int, deadline_ns: int) -> None:
+    def drain(self, plan: Plan, home: int, leaf: int, holder: int, deadline_ns: int) -> None:
         """Plan that a message left the queue for the inbox of a process.
 
-        Called for the first of a drain when ``CH_OWNER`` is planned to be that process.
+        Called for the first of a drain when ``CH_HOLDER`` is planned to be that process.
         """
-        if plan[leaf + L.LEAF_HOLDER] != owner:  # what another one held is no longer its own
-            plan[leaf + L.LEAF_HOLDER] = owner
+        if plan[leaf + L.CH_HOLDER] != holder:  # what another one held is no longer its own
+            plan[leaf + L.CH_HOLDER] = holder
             plan[leaf + L.CH_TAKEN] = plan[leaf + L.LEAF_DRAINED]
         plan[leaf + L.LEAF_DRAINED] += 1
         if plan[home + L.CH_HELD_UNTIL] < deadline_ns:

@@ -90,7 +90,7 @@ class Reception:
             names = [name for name in self.inboxes.names() if self.inboxes.held(name)]
             settled = Settled(dict.fromkeys(names, 0), 0, self.inboxes.epoch)
             with suppress(LockBusy, IPCError):  # whoever owns the homes next voids it
-                self.site.messages.settle(settled)
+                self.site.messages.note_settled(settled)
 
     async def receive(
         self,
@@ -602,7 +602,7 @@ class Reception:
             self._check_inbox_epoch()
             settled = self._begin_to_settle()
             try:
-                self.site.messages.settle(settled)
+                self.site.messages.note_settled(settled)
             except (LockBusy, IPCError):  # what is wrong is met by whoever uses the store next
                 self._take_back(settled)
             except BaseException:

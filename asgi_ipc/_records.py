@@ -217,16 +217,15 @@ class Records:
         return dropped
 
     def holds(self, leaf: int, now: int) -> bool:
-        """Whether what was drained for a leaf's name still lies in an inbox, as far as is written.
+        """Whether what was drained for a leaf's name counts: it may still lie in an inbox.
 
-        Not if another process owns the home now, nor if it has all expired. Whether the owner
-        lives is for ``Slots.lives`` to say.
+        Not if another process drains the home now, nor if it has all expired.
         """
         words = self.segment.words
         home = self.queues.heap.check(words[leaf + L.OWNER])
         return bool(
             words[leaf + L.LEAF_DRAINED] != words[leaf + L.CH_TAKEN]
-            and words[leaf + L.LEAF_HOLDER] == words[home + L.CH_OWNER]
+            and words[leaf + L.CH_HOLDER] == words[home + L.CH_HOLDER]
             and words[home + L.CH_HELD_UNTIL] > now
         )
 

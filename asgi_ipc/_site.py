@@ -117,7 +117,7 @@ class Site:
         self.groups.forget()
         self.messages.forget()
         largest = self.messages.queues.heap.capacity_bytes() - _OVERHEAD_BYTES
-        self.messages.slots.owner = new_random()
+        self.messages.slots.holder = new_random()
         self.most_bytes = min(self.max_message_bytes or largest, largest)
         self.is_open = True
 
@@ -212,7 +212,7 @@ class Site:
         self._close_anchor()
         self._ringer.own.clear()
         self._ringer.close()
-        self.messages.slots.owner = new_random()
+        self.messages.slots.holder = new_random()
         if self.is_open:
             self.messages.segment.after_fork_in_child()
             self.groups.segment.after_fork_in_child()

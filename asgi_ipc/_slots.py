@@ -41,7 +41,7 @@ class Slots:
         self.segment = records.segment
         self.records = records
         self.ring = ring
-        self.owner = 0  # what `CH_OWNER` says of this process; 0: it is not told from others
+        self.holder = 0  # what `CH_HOLDER` says for this process; 0: it is not told from others
         self.dead: list[tuple[int, int]] = []
 
     # -- waking --------------------------------------------------------------------------
@@ -121,8 +121,8 @@ class Slots:
             if home[-1] == "!":
                 if words[record + L.CH_LOOP] != token:
                     plan[record + L.CH_LOOP] = token
-                if words[record + L.CH_OWNER] != self.owner:
-                    plan[record + L.CH_OWNER] = self.owner
+                if words[record + L.CH_HOLDER] != self.holder:
+                    plan[record + L.CH_HOLDER] = self.holder
             if len(plan) > _PLAN_ROOM:
                 self.segment.commit(plan)
                 plan = {}
@@ -150,7 +150,7 @@ class Slots:
         try:
             if home[-1] != "!":
                 return _fast.park(self.segment, known, slot, 0, 0)
-            return _fast.park(self.segment, known, slot, token, self.owner)
+            return _fast.park(self.segment, known, slot, token, self.holder)
         except LockBusy:
             return False
 

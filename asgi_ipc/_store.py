@@ -211,14 +211,9 @@ class MessageStore:
         Commits, so nothing may be planned.
         """
         self.records.drop_expired(record, now)
-        if leaf and not (self.records.holds(leaf, now) and self._owner_lives(record)):
+        if leaf and not self.records.holds(leaf, now):
             self.records.write_off(leaf)
         return self.records.depth_of(leaf or record)
-
-    def _owner_lives(self, record: int) -> bool:
-        """Whether the process that receives for a home is not known to be dead."""
-        token = self.segment.words[record + L.CH_LOOP]
-        return not token or self.slots.lives(token, record)
 
     def send_many(self, letters: Sequence[Letter]) -> None:
         """Queue several messages in one transaction: all or none, up to ``MANY`` of them.
@@ -363,7 +358,7 @@ class MessageStore:
             wanted: names, or homes, of which the first message is returned to who asks for it:
                 it is read. Everything else is held, and counted, until it is settled. ``None``:
                 all are read.
-            settled: what was read since the last time, as for ``settle``, in the same hold.
+            settled: what was read since the last time, as for ``note_settled``, in the same hold.
         """
         return self.segment.transact(
             self._take, homes, slot, token, leave, stay, limit, wanted, settled
@@ -382,7 +377,7 @@ class MessageStore:
     ) -> Taken:
         words = self.segment.words
         if settled.held or settled.dropped:
-            self._settle(settled)
+            self._note_settled(settled)
         for home in homes:
             record = self.records.find(home)
             while record and words[record + L.CH_SENT] != words[record + L.CH_TAKEN]:
@@ -449,8 +444,8 @@ class MessageStore:
         this order, never the other), so that nobody can leave between the two.
         """
         now = time.monotonic_ns()
-        owner = self.slots.owner or self.segment.words[record + L.CH_OWNER]
-        popped = _fast.drain(self.segment, plan, record, home, limit, now, wanted, owner)
+        holder = self.slots.holder or self.segment.words[record + L.CH_HOLDER]
+        popped = _fast.drain(self.segment, plan, record, home, limit, now, wanted, holder)
         if popped:
             return popped
         envelope = _fast.open_envelope(self.segment, plan, record, now)
@@ -485,29 +480,29 @@ class MessageStore:
                 self.queues.uncount(plan, leaf)
                 message = message._replace(leaf=0)
             elif leaf:
-                if plan[record + L.CH_OWNER] != owner:
-                    plan[record + L.CH_OWNER] = owner
-                self.queues.drain(plan, record, leaf, owner, message.deadline_ns)
+                if plan[record + L.CH_HOLDER] != holder:
+                    plan[record + L.CH_HOLDER] = holder
+                self.queues.drain(plan, record, leaf, holder, message.deadline_ns)
             popped.append(message)
             total_bytes += len(message.body)
         return popped
 
-    def settle(self, settled: Settled) -> None:
+    def note_settled(self, settled: Settled) -> None:
         """Say what an inbox still holds: what it held beyond that was read, and counts no more."""
-        self.segment.transact(self._settle, settled)
+        self.segment.transact(self._note_settled, settled)
 
-    def _settle(self, settled: Settled) -> None:
+    def _note_settled(self, settled: Settled) -> None:
         words = self.segment.words
         plan = Plan(words)
         if settled.dropped:
             plan[L.COUNT_DROPPED] += settled.dropped
-        owner, known_of = self.slots.owner, self.records.known.get
+        holder, known_of = self.slots.holder, self.records.known.get
         for name, held in settled.held.items() if words[L.EPOCH] == settled.epoch else ():
             leaf, ident = known_of(name, _UNKNOWN)  # as `find_leaf`, written out for thousands
             if not leaf or words[leaf + L.IDENT] != ident:
                 leaf = self.records.find_leaf(name)
-            if not leaf or (owner and words[leaf + L.LEAF_HOLDER] != owner):
-                continue  # forgotten, or another process owns the home since
+            if not leaf or (holder and words[leaf + L.CH_HOLDER] != holder):
+                continue  # forgotten, or another process has drained it since
             taken = words[leaf + L.LEAF_DRAINED] - held
             if taken > words[leaf + L.CH_TAKEN]:
                 plan[leaf + L.CH_TAKEN] = taken

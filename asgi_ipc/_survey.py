@@ -205,7 +205,7 @@ class Messages:
 
     def _leaf(self, home: tuple[int, ...], name: str, leaf: tuple[int, ...]) -> Leaf:
         holds = (
-            leaf[L.LEAF_HOLDER - L.IDENT] == home[L.CH_OWNER - L.IDENT]
+            leaf[L.CH_HOLDER - L.IDENT] == home[L.CH_HOLDER - L.IDENT]
             and home[L.CH_HELD_UNTIL - L.IDENT] > self.taken_ns
         )
         gone = leaf[(L.CH_TAKEN if holds else L.LEAF_DRAINED) - L.IDENT]

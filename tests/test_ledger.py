@@ -138,16 +138,16 @@ async def test_an_interrupted_settlement_is_made_later(
     """What was read counts no more, whenever the process is interrupted while it says so."""
     layer, other = make_layer(capacity=10), make_layer(capacity=10)
     await hold_nine(layer)
-    settle = layer._site.messages.settle
+    settle = layer._site.messages.note_settled
 
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(layer._site.messages, "settle", interrupted)
+    monkeypatch.setattr(layer._site.messages, "note_settled", interrupted)
     assert await layer.receive("h!a") == {"n": 0}
     with pytest.raises(KeyboardInterrupt):
         layer._reception._settle()
-    monkeypatch.setattr(layer._site.messages, "settle", settle)
+    monkeypatch.setattr(layer._site.messages, "note_settled", settle)
     assert await layer.receive("h!a") == {"n": 1}
     layer._reception._settle()
     assert pending(other, "h!a") == 7

@@ -203,7 +203,7 @@ def test_a_drained_message_stays_counted_until_it_is_settled(store: Store) -> No
     with pytest.raises(ChannelFull):
         store.send("a!x", capacity=2)
     for _ in range(2):  # a statement, which may be repeated
-        store.store.settle(Settled({"a!x": 1}, 0, store.store.epoch()))
+        store.store.note_settled(Settled({"a!x": 1}, 0, store.store.epoch()))
     store.send("a!x", capacity=2)
     with pytest.raises(ChannelFull):
         store.send("a!x", capacity=2)
@@ -722,7 +722,7 @@ def test_what_is_settled_after_a_flush_does_nothing(store: Store) -> None:
     store.store.flush()
     store.send("a!x", capacity=1)
     store.take("a!", limit=8)
-    store.store.settle(Settled({"a!x": 0}, 0, epoch))
+    store.store.note_settled(Settled({"a!x": 0}, 0, epoch))
     with pytest.raises(ChannelFull):
         store.send("a!x", capacity=1)
 

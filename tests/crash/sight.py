@@ -6,7 +6,7 @@ out of it, and nothing else:
 
 * a message, membership or tombstone whose time is over is as good as gone (and counts as
   expired, whether somebody has dropped it yet or not);
-* what was drained is as good as gone when it has all expired, or another process owns its home;
+* what was drained is as good as gone when it has all expired, or another process drains its home;
 * an empty record that nobody is parked on is as good as gone, with the loop it remembers
   (its counts are part of the totals, wherever they are kept).
 """
@@ -83,13 +83,13 @@ def see_messages(segment: Segment, now_ns: int) -> State:
             state["queue", name] = tuple(queue)
         if queue or parked:
             alive[home] = name
-            state["loop", name] = words[home + L.CH_LOOP], words[home + L.CH_OWNER]
+            state["loop", name] = words[home + L.CH_LOOP], words[home + L.CH_HOLDER]
     for leaf, owner, name in leaves:
         drained = words[leaf + L.LEAF_DRAINED]
         queued = words[leaf + L.CH_SENT] - drained - expired_of.get(leaf, 0)
         held = drained - words[leaf + L.CH_TAKEN]
-        is_owner = words[leaf + L.LEAF_HOLDER] == words[owner + L.CH_OWNER]
-        if not is_owner or words[owner + L.CH_HELD_UNTIL] <= now_ns:
+        is_there = words[leaf + L.CH_HOLDER] == words[owner + L.CH_HOLDER]
+        if not is_there or words[owner + L.CH_HELD_UNTIL] <= now_ns:
             held = 0
         if queued:
             state["leaf", homes[owner], name] = queued

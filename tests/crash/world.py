@@ -95,7 +95,7 @@ class Actor:
         self.groups_segment = world.attach("groups", segment_class)
         self.groups = GroupStore(self.groups_segment)
         self.messages = MessageStore(self.messages_segment, world.ring, self.groups.members_at)
-        self.messages.slots.owner = 1001 + len(world.actors)
+        self.messages.slots.holder = 1001 + len(world.actors)
         self.held: list[str] = []  # the names of messages in its inboxes
         self.read: list[str] = []  # those that it has still to tell the others of
 
@@ -369,7 +369,7 @@ class World:
         return Op(
             f"settle {settled}",
             actor,
-            lambda: actor.messages.settle(settled),
+            lambda: actor.messages.note_settled(settled),
             lambda _: self._was_settled(actor, settled),
         )
 
