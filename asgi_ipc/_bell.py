@@ -339,6 +339,7 @@ class Ringer:
     def __init__(self, directory: str, witness: Witness, mode: int) -> None:
         self._directory = directory
         self._witness = witness
+        self._mode = mode
         self._shared = bool(mode & 0o077)
         self._peers: dict[int, _Peer] = {}
         self._pending: set[int] = set()  # slots whose bell has not arrived
@@ -351,6 +352,22 @@ class Ringer:
     def ask(self, process: int) -> Life:
         """Say whether the process with this token lives."""
         return self._witness.ask(process)
+
+    def token(self) -> int:
+        """Return the token of this process, taken when it is asked for first.
+
+        Raises:
+            SegmentPermission, SegmentError: as ``make_directory`` and ``Witness.take`` do.
+        """
+        token = self._witness.token
+        if not token:
+            make_directory(self._directory, self._mode)
+            token = self._witness.take()
+        return token
+
+    def is_own(self, process: int) -> bool:
+        """Whether a token is this process's, or was."""
+        return self._witness.is_own(process)
 
     def ring(self, slot: int, token: int, process: int) -> Life:
         """Wake the loop in ``slot``.

@@ -68,7 +68,6 @@ class _Look:
         self.records: dict[int, _Record] = {}
         self.keys: dict[tuple[int, int, str, int], int] = {}
         self.leaves: Counter[int] = Counter()  # queued messages that a leaf counts
-        self.latest: Counter[int] = Counter()  # the last deadline among them
         self.bodies: Counter[int] = Counter()  # queued messages that share a body
 
     def run(self, kind: int, kinds: tuple[int, ...], rest: Callable[[_Look], None]) -> list[str]:
@@ -260,8 +259,11 @@ def _queues(look: _Look) -> None:
             owned = words[L.SLOTS + L.SLOT_WORDS * slot + L.SLOT_TOKEN]
             if parked[slot >> 6] >> (slot & 63) & 1 and (record.owner or not owned):
                 look.say(f"slot {slot}, which nobody owns or may park there, is parked on {record}")
-        if words[record.word + L.CH_OWNER] and (record.owner or record.name[-1:] != "!"):
-            look.say(f"{record} belongs to a process")
+        if record.owner or record.name[-1:] != "!":
+            if not record.owner and words[record.word + L.CH_OWNER]:
+                look.say(f"{record} belongs to a process")
+            if words[record.word + L.CH_HELD_UNTIL]:
+                look.say(f"{record} has had something drained below it")
         if words[record.word + L.CH_LEAVES] != leaves_of[record.word]:
             look.say(f"{record} miscounts its {leaves_of[record.word]} leaves")
     for record in channels:
@@ -322,7 +324,6 @@ def _message(look: _Look, home: _Record, message: int) -> None:
         if record is None or record.owner != home.word or record.name != text:
             look.say(f"{what} is counted by word {leaf}, which is {record}")
         look.leaves[leaf] += 1
-        look.latest[leaf] = max(deadline, look.latest[leaf])
 
 
 def _body(look: _Look, what: str, body: int, body_bytes: int) -> None:
@@ -340,11 +341,15 @@ def _leaf(look: _Look, leaf: _Record) -> None:
     home = look.records.get(leaf.owner)
     if home is None or home.owner or home.name[-1:] != "!":
         look.say(f"{leaf} is a leaf below word {leaf.owner}, which is {home}")
-    pending = words[leaf.word + L.CH_SENT] - words[leaf.word + L.CH_TAKEN]
-    if pending < look.leaves[leaf.word]:
-        look.say(f"{leaf} counts {pending} messages of {look.leaves[leaf.word]} that are queued")
-    if words[leaf.word + L.LEAF_DEADLINE] < look.latest[leaf.word]:
-        look.say(f"{leaf} ends before the last message that it counts")
+    drained = words[leaf.word + L.LEAF_DRAINED]
+    queued = words[leaf.word + L.CH_SENT] - drained
+    if queued != look.leaves[leaf.word]:
+        look.say(f"{leaf} counts {queued} messages of {look.leaves[leaf.word]} that are queued")
+    held = drained - words[leaf.word + L.CH_TAKEN]
+    if held < 0 or (held and "!" not in leaf.name):
+        look.say(f"{leaf} counts {held} messages in an inbox")
+    elif held and home is not None and not words[home.word + L.CH_HELD_UNTIL]:
+        look.say(f"{leaf} counts {held} messages in an inbox, and {home} says there are none")
 
 
 # -- the groups segment ------------------------------------------------------------------

@@ -56,6 +56,7 @@ class Drop(NamedTuple):
         depth: messages that waited there.
         capacity: messages it may hold; 0 when it was the memory that was full.
         cause: ``"channel full"`` or ``"memory full"``.
+        group: whose message it was.
     """
 
     channel: str
@@ -63,9 +64,9 @@ class Drop(NamedTuple):
     depth: int
     capacity: int
     cause: str
+    group: str
 
 
-_ENVELOPE_FACTOR = 10  # queued messages of one group for one home, in capacities
 _SLICE = 24  # envelopes in one transaction: about 16 words each, of a log of 512
 
 _UNKNOWN = (0, 0)
@@ -190,8 +191,7 @@ class Fanout:
             counted = words[leaf + L.CH_SENT]
             if (
                 ident_now != ident
-                or counted - words[leaf + L.CH_TAKEN]
-                >= _ENVELOPE_FACTOR * message.capacity_of(home)
+                or counted - words[leaf + L.CH_TAKEN] >= message.capacity_of(home)
                 or (owner and not parked and self.slots.is_dead(record))
             ):
                 return None
@@ -211,8 +211,6 @@ class Fanout:
             plan[link] = plan[record + L.CH_TAIL] = extent
             plan[record + L.CH_SENT] = sent + 1
             plan[leaf + L.CH_SENT] = counted + 1
-            if deadline > words[leaf + L.LEAF_DEADLINE]:
-                plan[leaf + L.LEAF_DEADLINE] = deadline
         self.segment.commit(plan)
         if not self.slots.dead:
             return []
@@ -275,7 +273,7 @@ class Fanout:
             stored: the body's extent, 0 if it is not stored yet.
             make: makes a channel's record; ``None``: what finds no memory is dropped.
         """
-        found = self._find_targets(message, part, make=make or (lambda *_: 0))
+        found = self._find_targets(message, part, now, make=make or (lambda *_: 0))
         plan = Plan(self.segment.words)
         for target in found.targets:
             # Before the rest is prepared: whoever is rung needs longer to get here.
@@ -288,7 +286,7 @@ class Fanout:
         except HeapFull:
             if make is not None:
                 raise
-            found.drops.extend(_out_of_memory(target) for target in found.targets)
+            found.drops.extend(_out_of_memory(message, target) for target in found.targets)
             return _Planned(plan, found._replace(targets=[]), 0)
         served = []
         for target in found.targets:
@@ -309,7 +307,7 @@ class Fanout:
             except HeapFull:  # it planned nothing
                 if make is not None:
                     raise
-                found.drops.append(_out_of_memory(target))
+                found.drops.append(_out_of_memory(message, target))
                 continue
             plan[stored + L.BODY_REFS] += 1
             served.append(target)
@@ -319,9 +317,11 @@ class Fanout:
         return _Planned(plan, found._replace(targets=served), stored)
 
     def _find_targets(
-        self, message: GroupMessage, part: Sequence[Envelope], *, make: Callable[..., int]
+        self, message: GroupMessage, part: Sequence[Envelope], now: int, make: Callable[..., int]
     ) -> _Targets:
-        """Find or make the records a group message goes to.
+        """Find or make the records a group message goes to; drop what has expired of the full ones.
+
+        Commits, so nothing may be planned.
 
         Args:
             make: makes one; what it returns 0 for is skipped.
@@ -341,20 +341,21 @@ class Fanout:
             limit = message.capacity_of(name)
             leaf = 0
             if record and version:
-                limit *= _ENVELOPE_FACTOR
                 leaf = self.records.find(message.group, record) or make(message.group, record)
             counted = leaf if version else record
             target = _Target(name, members, record, leaf, version, excluded)
             if not counted:
-                found.drops.append(_out_of_memory(target))
+                found.drops.append(_out_of_memory(message, target))
                 continue
-            depth = words[counted + L.CH_SENT] - words[counted + L.CH_TAKEN]
+            if self.records.depth_of(counted) >= limit:
+                self.records.drop_expired(record, now)
+            depth = self.records.depth_of(counted)
             if depth >= limit:
-                found.drops.append(Drop(name, members, depth, limit, "channel full"))
+                found.drops.append(Drop(name, members, depth, limit, "channel full", message.group))
             else:
                 found.targets.append(target)
         return found
 
 
-def _out_of_memory(target: _Target) -> Drop:
-    return Drop(target.name, target.members, 0, 0, "memory full")
+def _out_of_memory(message: GroupMessage, target: _Target) -> Drop:
+    return Drop(target.name, target.members, 0, 0, "memory full", message.group)

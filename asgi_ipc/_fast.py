@@ -49,6 +49,7 @@ _OFFSET, _COUNTS = L.OFFSET_MASK, ~L.OFFSET_MASK
 _IS_MESSAGE = L.EXTENT_MESSAGE
 _KIND_SHIFT, _SIZE_MASK, _GRANULE = L.KIND_SHIFT, L.SIZE_MASK, L.GRANULE_BYTES
 _HEAD_WORD, _TAIL_WORD, _SENT_WORD, _TAKEN_WORD = L.CH_HEAD, L.CH_TAIL, L.CH_SENT, L.CH_TAKEN
+_DRAINED_WORD = L.LEAF_DRAINED
 _NAME_SHIFT = L.MSG_NAME_SHIFT
 _PLAIN = 1 << L.MSG_FLAG_SHIFT  # with a flag, MSG_LENGTHS is not below it
 
@@ -160,9 +161,6 @@ def append(
                 )
                 return True
             if counter:
-                latest = words[counter + L.LEAF_DEADLINE]
-                if deadline > latest:
-                    latest = deadline
                 if not plan:
                     segment.commit_six(
                         quick,
@@ -175,12 +173,11 @@ def append(
                         sent + 1,
                         counter + _SENT_WORD,
                         counted + 1,
-                        counter + L.LEAF_DEADLINE,
-                        latest,
+                        counter + _SENT_WORD,  # once more: there are only five
+                        counted + 1,
                     )
                     return True
                 plan[counter + _SENT_WORD] = counted + 1
-                plan[counter + L.LEAF_DEADLINE] = latest
             plan[quick] = rest
             plan[link] = extent
             plan[record + _TAIL_WORD] = extent
@@ -285,7 +282,6 @@ def pop(
                 return borne, body
             taken += 1
             if leaf:
-                counted = words[leaf + _TAKEN_WORD] + 1
                 segment.commit_six(
                     record + _TAKEN_WORD,
                     taken,
@@ -296,9 +292,9 @@ def pop(
                     quick,
                     (entry & _COUNTS) + _ONE_QUICK | extent,
                     leaf + _TAKEN_WORD,
-                    counted,
-                    leaf + _TAKEN_WORD,  # once more: there are only five
-                    counted,
+                    words[leaf + _TAKEN_WORD] + 1,
+                    leaf + _DRAINED_WORD,
+                    words[leaf + _DRAINED_WORD] + 1,
                 )
                 return borne, body
             segment.commit_four(
@@ -384,12 +380,18 @@ def drain(
     home: str,
     limit: int,
     now: int,
-    wanted: Container[str],
+    wanted: Container[str] | None,
+    holder: int,
 ) -> list[Popped]:
     """Plan the removal of up to ``limit`` ordinary messages from the head of a home.
 
     Called with the lock held. Stops before the first message that is not ordinary, and after a
     mebibyte.
+
+    Args:
+        wanted: names, or homes, of which the first message is returned to who asks for it;
+            ``None``: all are.
+        holder: the process that holds the others until they are read.
     """
     words = segment.words
     memory = segment.memory
@@ -397,7 +399,7 @@ def drain(
     extent = words[record + _HEAD_WORD]
     first, end = segment.heap_start, segment.backed_end
     popped: list[Popped] = []
-    credited: set[str] = set()
+    held_until = 0
     room = BATCH_BYTES
     while sent != taken and len(popped) < limit and room > 0:
         if extent & 3 or not first <= extent < end:
@@ -425,16 +427,23 @@ def drain(
         start = 8 * extent + _BODY_START
         name = memory[start : start + name_bytes].decode("ascii") if name_bytes else home
         start += name_bytes
-        ident = 0
         if leaf:
-            if name in wanted and name not in credited:
-                credited.add(name)
+            word = leaf + _DRAINED_WORD
+            drained = plan.get(word)
+            if drained is None:
+                drained = words[word]
+            plan[word] = drained + 1
+            if wanted is None or (not popped and (name in wanted or home in wanted)):
                 word = leaf + _TAKEN_WORD
                 plan[word] = plan.get(word, words[word]) + 1
                 leaf = 0
             else:
-                ident = words[leaf + L.IDENT]
-        popped.append(Popped(name, memory[start : start + size], leaf, ident, 0, deadline))
+                if words[leaf + L.LEAF_HOLDER] != holder and leaf + L.LEAF_HOLDER not in plan:
+                    plan[leaf + L.LEAF_HOLDER] = holder  # and what another one held is void
+                    plan[leaf + _TAKEN_WORD] = drained
+                if deadline > held_until:
+                    held_until = deadline
+        popped.append(Popped(name, memory[start : start + size], leaf, 0, deadline))
         plan[extent + 1] = entry & _OFFSET
         plan[quick] = (entry & _COUNTS) + _ONE_QUICK | extent
         taken += 1
@@ -443,6 +452,8 @@ def drain(
     if popped:
         plan[record + _TAKEN_WORD] = taken
         plan[record + _HEAD_WORD] = extent if taken != sent else 0
+    if held_until > words[record + L.CH_HELD_UNTIL]:
+        plan[record + L.CH_HELD_UNTIL] = held_until
     return popped
 
 
@@ -501,6 +512,7 @@ def open_envelope(segment: Segment, plan: dict[int, int], record: int, now: int)
     plan[record + _TAKEN_WORD] = taken + 1
     plan[record + _HEAD_WORD] = following if taken + 1 != sent else 0
     plan[leaf + _TAKEN_WORD] = words[leaf + _TAKEN_WORD] + 1
+    plan[leaf + _DRAINED_WORD] = words[leaf + _DRAINED_WORD] + 1
     if references > 1:
         plan[stored + L.BODY_REFS] = references - 1
     else:
@@ -513,4 +525,4 @@ def open_envelope(segment: Segment, plan: dict[int, int], record: int, now: int)
     start = 8 * extent + _BODY_START + 16
     name = memory[start : start + name_bytes].decode("ascii")
     start = 8 * (stored + L.BODY_DATA)
-    return Popped(name, memory[start : start + size], 0, 0, version, deadline)
+    return Popped(name, memory[start : start + size], 0, version, deadline)

@@ -46,8 +46,9 @@ word     CHANNEL             MESSAGE            GROUP / HOME        MEMBER
 4        IDENT (0 = gone)    MSG_DEADLINE, ns   IDENT               IDENT
 5        OWNER               MSG_SENT, ns       OWNER               OWNER
 6        KEY crc, length     MSG_LEAF           KEY                 KEY
-7        CH_HEAD (see LEAF)  MSG_LENGTHS        G_HOMES / H_NEXT    M_NEXT
-8        CH_TAIL             MSG_DATA ...       G_VERSION / H_PREV  M_PREV
+7        CH_HEAD             MSG_LENGTHS        G_HOMES / H_NEXT    M_NEXT
+8        CH_TAIL (leaf: see  MSG_DATA ...       G_VERSION / H_PREV  M_PREV
+         LEAF_DRAINED)
 9        CH_SENT                                G_COUNT / H_FIRST   M_DEADLINE, ns
 10       CH_TAKEN                               key... / H_COUNT    M_JOINED
 11       CH_PARKED (4)                          / H_VERSION         M_LEFT
@@ -55,10 +56,24 @@ word     CHANNEL             MESSAGE            GROUP / HOME        MEMBER
 15       CH_FULL
 16       CH_EXPIRED
 17       CH_MARK
-18       CH_OWNER
+18       CH_OWNER (leaf: see
+         LEAF_HOLDER)
 19       CH_LEAVES
-20       key ...
+20       CH_HELD_UNTIL, ns
+21       key ...
 ======== =================== ================== =================== ================
+
+A channel record is a queue (of an ordinary channel, or of a process-specific home) or a *leaf*,
+which counts what is for one full name below a home. Of a queue ``CH_SENT - CH_TAKEN`` is what is
+queued. Of a leaf that is what counts against the name's capacity, and it lies at two places::
+
+    CH_SENT >= LEAF_DRAINED >= CH_TAKEN
+           queued          held
+
+Queued is what its home's queue has for the name. Held is what was drained from it into the inbox
+of the process LEAF_HOLDER, and has not been read yet. It counts until that process is proven dead,
+and until ``CH_HELD_UNTIL`` at most, when all that was ever drained from the home has expired. Then
+whoever meets a full name writes it off (CH_TAKEN becomes LEAF_DRAINED).
 
 A BODY (a group message's content, stored once) has BODY_REFS and BODY_BYTES, then bytes.
 
@@ -150,8 +165,8 @@ OWNER = 5
 KEY = 6
 
 CH_HEAD = 7
-LEAF_DEADLINE = 7  # of a leaf: when the last message it counts expires, ns
 CH_TAIL = 8
+LEAF_DRAINED = 8  # of a leaf: how many messages have left its home's queue
 CH_SENT = 9
 CH_TAKEN = 10
 CH_PARKED = 11
@@ -160,8 +175,10 @@ CH_FULL = 15
 CH_EXPIRED = 16
 CH_MARK = 17  # idle check: seconds << 32 | low half of CH_SENT when last looked at
 CH_OWNER = 18  # token of the process that receives for a process-specific home, see `_witness`
+LEAF_HOLDER = 18  # of a leaf: the process whose inbox has what was drained and not read yet
 CH_LEAVES = 19  # leaf records below a process-specific home
-CH_KEY = 20
+CH_HELD_UNTIL = 20  # of a home: when the last of what was drained from it expires, ns
+CH_KEY = 21
 
 G_HOMES = 7
 G_VERSION = 8

@@ -30,6 +30,7 @@ _RECORDS_AT_ONCE = 256  # looked at in one hold of the lock, to drop those of de
 _BUCKETS_AT_ONCE = 4096
 _CACHE_LIMIT = 10_000
 _NEVER_NS = 1 << 63
+_UNKNOWN = 0  # of no home in memory
 
 
 class Snapshot(NamedTuple):
@@ -70,7 +71,7 @@ class _KnownHome:
         self.group = group
         self.record = record
         self.ident = ident
-        self.version = 0
+        self.version = _UNKNOWN
         self.newest = 0
         self.due_ns = _NEVER_NS
         self.members: dict[str, Member] = {}
@@ -413,6 +414,7 @@ class GroupStore:
         return known
 
     def _read_members(self, known: _KnownHome) -> None:
+        known.version = _UNKNOWN  # until all is read: whoever is interrupted here reads it anew
         known.members.clear()
         known.gone.clear()
         known.newest, known.due_ns = 0, _NEVER_NS
@@ -445,6 +447,7 @@ class GroupStore:
         known = self._known_homes.get((group, home))
         if known is None or not previous or known.version != previous:
             return
+        known.version = _UNKNOWN  # until it is whole, as in `_read_members`
         old = known.members.pop(channel, None)
         if not member.left:
             if not member.joined and old is not None:  # a renewal
@@ -452,7 +455,7 @@ class GroupStore:
             known.note(channel, member)
         elif old is not None and member.deadline_ns:
             known.gone.append((channel, member._replace(joined=old.joined)))
-        known.version = version or known.version
+        known.version = version or previous
 
     def _note_alone(self, group: str, home: str, channel: str, record: int, member: Member) -> None:
         """Remember a home whose first and only member is the one just added."""

@@ -31,7 +31,7 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import AsyncGenerator, Callable, Container, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -274,10 +274,6 @@ class Port:
             home[-1] == "!" and home in waiting.by_home and may_have(home) for home in waiter.homes
         ):
             self.look_soon()
-
-    def waited_names(self) -> Container[str]:
-        """Return what is waited for, as a container of names."""
-        return self.waiting.by_key
 
     def wake(self, key: str, count: int) -> None:
         """Wake up to ``count`` of those who wait for a name, from whatever thread."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from . import _layout as L
 from ._heap import Heap
 from ._segment import Plan, Segment
-from ._table import Table, new_ident
+from ._table import Table
 from .exceptions import SegmentCorrupt
 
 __all__ = ["Popped", "Queues"]
@@ -34,8 +34,8 @@ class Popped(NamedTuple):
     Attributes:
         name: the full channel name; the group's name for a group envelope.
         body: the encoded message.
-        leaf: the record that counts it, or 0; it still does (see ``MessageStore.credit``).
-        leaf_ident: that record's ident.
+        leaf: the record that goes on counting it until it is read, see
+            ``MessageStore.note_settled``; 0: nobody does.
         group_version: the membership a group envelope was sent to; 0 for other messages.
         deadline_ns: when it expires, ``CLOCK_MONOTONIC``.
         excluded: members whom a group envelope is not for.
@@ -45,7 +45,6 @@ class Popped(NamedTuple):
     name: str
     body: bytes
     leaf: int
-    leaf_ident: int
     group_version: int
     deadline_ns: int
     excluded: Sequence[str] = ()
@@ -64,11 +63,11 @@ class Queues:
 
     def create_channel(self, plan: Plan, name: str, owner: int = 0) -> int:
         """Plan an empty channel record; with an ``owner``, a leaf of that home."""
+        fields = [0] * (L.CH_KEY - L.CH_HEAD)
         if owner:
             plan[owner + L.CH_LEAVES] += 1
-        return self.table.create(
-            plan, L.EXTENT_CHANNEL, name.encode("ascii"), owner, (0,) * (L.CH_KEY - L.CH_HEAD)
-        )
+            fields[L.LEAF_HOLDER - L.CH_HEAD] = plan[owner + L.CH_OWNER]  # spares the first drain
+        return self.table.create(plan, L.EXTENT_CHANNEL, name.encode("ascii"), owner, tuple(fields))
 
     def find_channel(self, plan: Plan, name: str, owner: int = 0) -> int:
         """Return a channel's record, or 0."""
@@ -89,14 +88,19 @@ class Queues:
         plan[L.COUNT_FULL] += plan[record + L.CH_FULL]
         self.table.remove(plan, record)
 
-    def give_up(self, plan: Plan, leaf: int) -> None:
-        """Plan that a leaf counts nothing any more, because all of it has expired.
+    def uncount(self, plan: Plan, leaf: int) -> None:
+        """Plan that a message left the queue which nobody holds after that."""
+        plan[leaf + L.LEAF_DRAINED] += 1
+        plan[leaf + L.CH_TAKEN] += 1
 
-        It may lie in the inbox of somebody who died, or of somebody who has yet to notice and
-        will then want to uncount it: under the old ident, which means nothing any more.
-        """
-        plan[leaf + L.CH_TAKEN] = plan[leaf + L.CH_SENT]
-        plan[leaf + L.IDENT] = new_ident()
+    def drain(self, plan: Plan, home: int, leaf: int, holder: int, deadline_ns: int) -> None:
+        """Plan that a message left the queue for the inbox of a process."""
+        if plan[leaf + L.LEAF_HOLDER] != holder:  # and what another one held is void
+            plan[leaf + L.LEAF_HOLDER] = holder
+            plan[leaf + L.CH_TAKEN] = plan[leaf + L.LEAF_DRAINED]
+        plan[leaf + L.LEAF_DRAINED] += 1
+        if plan[home + L.CH_HELD_UNTIL] < deadline_ns:
+            plan[home + L.CH_HELD_UNTIL] = deadline_ns
 
     # -- sending -------------------------------------------------------------------------
 
@@ -191,9 +195,6 @@ class Queues:
         plan[home + L.CH_SENT] = sent + 1
         if leaf:
             plan[leaf + L.CH_SENT] += 1
-            deadline_ns = self.segment.words[extent + L.MSG_DEADLINE]
-            if deadline_ns > plan[leaf + L.LEAF_DEADLINE]:
-                plan[leaf + L.LEAF_DEADLINE] = deadline_ns
 
     # -- receiving -----------------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class Queues:
                 break
             leaf = words[extent + L.MSG_LEAF]
             if leaf:
-                plan[self.heap.check(leaf) + L.CH_TAKEN] += 1
+                self.uncount(plan, self.heap.check(leaf))
             self.remove_head(plan, home, extent)
             dropped += 1
         if dropped:
@@ -265,8 +266,9 @@ class Queues:
             start = 8 * (stored + L.BODY_DATA)
             body = memory[start : start + body_bytes]
         self.remove_head(plan, home, extent)
-        ident = words[self.heap.check(leaf) + L.IDENT] if leaf else 0
-        return Popped(name, body, leaf, ident, version, deadline_ns, excluded)
+        if leaf:
+            self.heap.check(leaf)
+        return Popped(name, body, leaf, version, deadline_ns, excluded)
 
     def remove_head(self, plan: Plan, home: int, extent: int) -> None:
         """Plan the end of ``extent``, the head of a queue."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -24,9 +25,10 @@ from ._queues import Popped
 from ._segment import LockBusy
 from ._site import Site
 from ._spin import next_round
-from ._store import Taken
+from ._store import Settled, Taken
 from ._waiting import GONE, LATE, LOOKING, Waiter
 from .exceptions import IPCError, LayerClosed
+from .names import home_of
 
 __all__ = ["TURN_EVERY", "Received", "Reception"]
 
@@ -34,7 +36,9 @@ Received = tuple[str, dict[str, Any]]
 
 _EPOCH = L.EPOCH
 _BATCH = 64  # messages taken from a process-specific home in one hold of the lock
-_OWED = 32
+_UNSETTLED = 2 * _BATCH  # what one drain brings is settled with the next one
+_RETRY_S = 0.01
+_NEVER_NS = 1 << 63
 # One receive in so many lets the loop turn first, should it never have to wait: some 0.4 ms of
 # receives, for a turn of about 6 µs (a hundredth of them).
 TURN_EVERY = 64
@@ -46,6 +50,7 @@ class Reception:
     Attributes:
         site: set once by the layer, before anything else is called.
         inboxes: what was drained and not asked for yet; the site's mutex guards it.
+        least_capacity: the least that any name may have in its inbox.
         spin_rounds: see ``AsyncIPCChannelLayer``.
         count: how many receives of the faces on asyncio began.
     """
@@ -55,6 +60,7 @@ class Reception:
     def __init__(
         self,
         capacity_of: Callable[[str], int],
+        least_capacity: int,
         on_drop: Callable[[Sequence[Drop]], None],
         spin_rounds: int,
     ) -> None:
@@ -62,23 +68,29 @@ class Reception:
 
         Args:
             capacity_of: how many messages a full name may have in its inbox.
+            least_capacity: the least that ``capacity_of`` returns.
             on_drop: told which group messages found no room there.
             spin_rounds: see ``AsyncIPCChannelLayer``.
         """
         self.spin_rounds = spin_rounds
         self._capacity_of = capacity_of
+        self.least_capacity = least_capacity
         self._on_drop = on_drop
         self.inboxes = Inboxes()
-        self._owed: list[tuple[int, int]] = []
-        self._pay_is_due = False
+        self._drops: list[Drop] = []  # group messages that found no room here, not told yet
+        self._dropped = 0  # and not counted yet
+        self._settles_on: Callable[[], object] = _no_loop  # where `_settle` is due
+        self._expires_at_ns = 0  # when a timer is due
         self._turn = 0
         self.count = 0  # of receives on asyncio
 
     def reset(self) -> None:
         """Forget what was taken: the layer was closed, or this is a forked child."""
         self.inboxes = Inboxes()
-        self._owed = []
-        self._pay_is_due = False
+        self._drops = []
+        self._dropped = 0
+        self._settles_on = _no_loop
+        self._expires_at_ns = 0
 
     async def receive(
         self,
@@ -311,32 +323,18 @@ class Reception:
         Returns:
             False if one of them has to see to it: the lock is busy, or something is wrong.
         """
-        with self.site.mutex:  # so that what two loops drain arrives in its order
-            try:
-                if self._owed:
-                    self._pay()
-                taken = self.site.messages.take(
-                    (home,),
-                    slot=port.slot,
-                    token=port.token,
-                    stay=True,
-                    limit=_BATCH,
-                    wanted=port.waited_names(),
-                )
-                if taken.more:
-                    port.look_soon()
-                drops = self._deliver()
-            except LockBusy:
-                return False
-            except IPCError:
-                self._deliver_after_all()
-                return False
-            except BaseException:
-                self._deliver_after_all()
-                raise
-        loop = port.loop()
-        if drops and loop is not None:
-            loop.call_soon(self._report, drops)  # whatever the callback raises, the loop goes on
+        try:
+            with self.site.mutex:  # so that what two loops drain arrives in its order
+                self._draw(partial(self._take_for_all, port, home))
+        except (LockBusy, IPCError):
+            return False
+        if self._drops:
+            try:  # at once: this may be the loop's last round
+                self._report()
+            except Exception as exc:
+                loop = port.loop()
+                if loop is not None:
+                    loop.call_soon(_raise, exc)  # whatever the callback raises, the look goes on
         return True
 
     # -- taking --------------------------------------------------------------------------
@@ -349,6 +347,7 @@ class Reception:
         waiter: Waiter | None = None,
     ) -> Received | None:
         """Return one message for ``keys`` if there is one; with a port, park if there is none."""
+        self._drain_crowded(keys)
         got = self._find_in_inbox(keys, waiter)
         if got is not None:
             return got
@@ -356,8 +355,6 @@ class Reception:
             self._turn += 1
             turn = self._turn % len(homes)
             homes = homes[turn:] + homes[:turn]
-        if self._owed:
-            self._pay()
         if all(home[-1] != "!" for home in homes):
             taken = self._take_messages(keys, homes, port, waiter)
             if not taken.messages:
@@ -365,53 +362,49 @@ class Reception:
             if waiter is not None:
                 waiter.has_taken()
             return self._decoded(taken.messages[0])
-        with self.site.mutex:  # so that what two loops drain arrives in the order it was drained
-            while True:
+        while True:
+            with self.site.mutex:  # so that what two loops drain arrives in its order
                 got = self._find_in_inbox(keys, waiter)  # another thread's drain, or the last one
                 if got is not None:
                     return got
-                try:
-                    mine, drops = self._drain(keys, homes, port, waiter)
-                except LockBusy:
-                    raise
-                except BaseException:
-                    self._deliver_after_all()
-                    raise
-                if drops:
-                    self._report(drops)
-                if mine is not None:
-                    if mine.leaf:
-                        self._owe(mine.leaf, mine.leaf_ident)
-                    return self._decoded(mine)
-                if drops is None:
-                    return None
+                take = partial(self._take_messages, keys, homes, port, waiter)
+                taken, mine = self._draw(take, keys, waiter)
+            if mine is not None:
+                return self._decoded(mine)
+            if self._drops:
+                self._report()
+            if not taken.messages:
+                return None
+            self._drain_crowded(keys)
 
-    def _drain(
-        self,
-        keys: tuple[str, ...],
-        homes: tuple[str, ...],
-        port: Port | None,
-        waiter: Waiter | None,
-    ) -> tuple[Popped | None, list[Drop] | None]:
+    def _draw(
+        self, take: Callable[[], Taken], keys: tuple[str, ...] = (), waiter: Waiter | None = None
+    ) -> tuple[Taken, Popped | None]:
         """Take what there is, put it into the inboxes, and return the first if it is for ``keys``.
 
-        Returns:
-            That one, and what found no room; of the second ``None`` if nothing was there at all.
+        Called with the mutex held. What is in hand is put there whatever happens.
         """
-        taken = self._take_messages(keys, homes, port, waiter)
-        if waiter is not None:
-            waiter.has_looked()
-        if not taken.messages:
-            return None, None
-        mine = None
-        first = taken.messages[0]
-        if not first.group_version and (first.name in keys or taken.home in keys):
-            if taken.home[-1] == "!":
-                self.site.messages.in_hand.popleft()
-            mine = first
+        try:
+            taken = take()
             if waiter is not None:
-                waiter.has_taken()
-        return mine, self._deliver()
+                waiter.has_looked()
+            mine = None
+            if taken.messages:
+                first = taken.messages[0]
+                if not first.group_version and (first.name in keys or taken.home in keys):
+                    if taken.home[-1] == "!":
+                        self.site.messages.in_hand.popleft()
+                    mine = first
+                    if waiter is not None:
+                        waiter.has_taken()
+            self._deliver()
+        except LockBusy:
+            raise
+        except BaseException:
+            self._deliver()
+            self.on_safety()
+            raise
+        return taken, mine
 
     def _find_in_inbox(self, keys: tuple[str, ...], waiter: Waiter | None) -> Received | None:
         if not self.inboxes.by_home or not self._lies_in_inbox(keys):
@@ -444,6 +437,11 @@ class Reception:
             seems_there = rung or messages.may_have(home)
             if not seems_there and not (self.inboxes.by_home and self.inboxes.has(key)):
                 return None
+            if self.inboxes.by_home and seems_there:
+                try:
+                    self._drain_crowded((key,))
+                except LockBusy:
+                    return None
             with self.site.mutex:
                 if self.inboxes.by_home and self.inboxes.has(key):
                     got = self._take_from_inboxes((key,))
@@ -466,24 +464,42 @@ class Reception:
     ) -> Taken:
         alone = port.waiting.only_by(waiter) if port and waiter else ()
         shared = port is not None and len(alone) < len(homes)
-        taken = self.site.messages.take(
+        taken = self._take_from(
             homes,
             slot=port.slot if port else None,
             token=port.token if port else 0,
             leave=alone if waiter and (waiter.state != LOOKING or shared) else (),
             stay=shared,
             limit=_BATCH if keys != homes else 1,
-            wanted=port.waited_names() if port else keys,
+            wanted=keys,
         )
         if taken.more and shared and port is not None:
             port.look_soon()
+        return taken
+
+    def _take_for_all(self, port: Port, home: str) -> Taken:
+        """Take for whoever waits below a home."""
+        how = {"slot": port.slot, "token": port.token, "stay": True, "limit": _BATCH}
+        taken = self._take_from((home,), **how)
+        if taken.more:
+            port.look_soon()
+        return taken
+
+    def _take_from(self, homes: tuple[str, ...], **how: Any) -> Taken:
+        """Take from the store, and settle in the same hold of the lock."""
+        inboxes = self.inboxes
+        if not inboxes.read and inboxes.due_ns > time.monotonic_ns():
+            return self.site.messages.take(homes, **how)
+        with self.site.mutex:
+            said = self._to_say()
+            taken = self.site.messages.take(homes, settled=said, **how)
+            self._was_said(said)
         return taken
 
     def _decoded(self, message: Popped) -> Received:
         return message.name, _codec.decode(message.body)
 
     def _take_from_inboxes(self, keys: tuple[str, ...]) -> Received | None:
-        dropped: list[Entry] = []
         found = None
         with self.site.mutex:
             if self.site.messages.epoch() != self.inboxes.epoch:
@@ -492,18 +508,43 @@ class Reception:
             now = time.monotonic_ns()
             for key in keys:
                 if key[-1] == "!":
-                    found = inboxes.pop_home(key, now, dropped)
+                    found = inboxes.pop_home(key, now)
                 else:
-                    entry = inboxes.pop(key, now, dropped)
+                    entry = inboxes.pop(key, now)
                     found = None if entry is None else (key, entry)
                 if found is not None:
-                    if found[1].leaf:
-                        dropped.append(found[1])
                     break
-            for gone in dropped:
-                if gone.leaf:
-                    self._owe(gone.leaf, gone.leaf_ident)
+            if inboxes.read:
+                self.settle_soon()
         return None if found is None else (found[0], _codec.decode(found[1].body))
+
+    def _drain_crowded(self, keys: tuple[str, ...]) -> None:
+        """Let no name have more group messages than its capacity, here and in the queue.
+
+        What reading makes room for here is for what is sent from now on, not for what waits in the
+        queue: that is drained before anything is read, and what finds no room is dropped.
+        """
+        if not self.inboxes.by_home:
+            return
+        for key in keys:
+            if not self.inboxes.has(key):
+                continue
+            home = home_of(key)
+            queued = self.site.messages.records.queued(home)
+            if queued and self._is_crowded(key, queued):
+                with self.site.mutex:
+                    while queued > 0:
+                        taken, _ = self._draw(partial(self._take_from, (home,), limit=_BATCH))
+                        queued = queued - len(taken.messages) if taken.messages else 0
+                if self._drops:
+                    self._report()
+
+    def _is_crowded(self, key: str, queued: int) -> bool:
+        """Whether a name, the next one of a whole home, has perhaps more than it may."""
+        with self.site.mutex:
+            name = self.inboxes.next_name(key) if key[-1] == "!" else key
+            lie_here = self.inboxes.group_depth(name, time.monotonic_ns()) if name else 0
+            return name is not None and 0 < lie_here > self._capacity_of(name) - queued
 
     def _take_drained(self, waiter: Waiter) -> Received | None:
         """Do the same for one full name in the usual case, straight: for each of thousands."""
@@ -515,129 +556,188 @@ class Reception:
             words = site.messages.segment.words
             if words is None or words[_EPOCH] != self.inboxes.epoch:
                 return None
+            if site.messages.records.queued(waiter.homes[0]) >= self.least_capacity:
+                return None  # see `_drain_crowded`
             entry = self.inboxes.pop_alone(waiter.homes[0], keys[0], time.monotonic_ns())
-        if entry is None:
-            return None
-        waiter.was_served()
+            if entry is None:
+                return None
+            waiter.was_served()
+            if self.inboxes.read:
+                self.settle_soon()
         return keys[0], _codec.decode(entry.body)
 
     # -- inboxes -------------------------------------------------------------------------
 
-    def _deliver(self) -> list[Drop]:
-        """Put drained messages where their readers look, and wake those; what had no room?
+    def _deliver(self) -> None:
+        """Put drained messages where their readers look, and wake those.
 
         Called with the mutex held. It can be done again: what an interrupt left in hand is put
-        then, and once.
+        then, and once. Whoever let go of the mutex reports what had no room.
         """
         in_hand = self.site.messages.in_hand
         left: dict[str, list[str]] = {}
-        drops: list[Drop] = []
         self._check_inbox_epoch()
         while in_hand:
             entry, names = in_hand[0]
             if not isinstance(entry, Entry):
                 home, message = entry, names
                 names = (message.name,)
+                drops: list[Drop] = []
                 if message.group_version:
-                    names = self._with_room(message.members, drops)
-                entry = Entry(
-                    home, message.body, message.deadline_ns, message.leaf, message.leaf_ident
-                )
+                    names = self._with_room(message, drops)
+                entry = Entry(home, message.body, message.deadline_ns, bool(message.leaf))
                 in_hand[0] = entry, names  # so that it is the same one if this is done again
+                self._drops += drops
             if names:
                 self.inboxes.put(entry, names)
                 left.setdefault(entry.home, []).extend(names)
             in_hand.popleft()
+        self._expire_in_time()
         for port in self.site.ports() if left else ():
             for home, names in left.items():
                 port.wake_each(names)
                 port.wake(home, len(names))
-        return drops
 
-    def _deliver_after_all(self) -> None:
-        """Put what an exception in the middle of a drain left in hand, and wake whoever has any."""
-        drops = self._deliver()
-        self.on_safety()
+    def _report(self) -> None:
+        """Count what found no room in an inbox, and say so. Called without the mutex."""
+        with self.site.mutex:
+            drops, self._drops = self._drops, []
+            self._dropped += len(drops)
+            self._settle()
         if drops:
-            self._report(drops)
+            call_out(self._on_drop, drops)
 
-    def _report(self, drops: Sequence[Drop]) -> None:
-        """Count what found no room in an inbox, and say so."""
-        self._pay(len(drops))
-        call_out(self._on_drop, drops)
-
-    def _with_room(self, members: Sequence[str], drops: list[Drop]) -> Sequence[str]:
-        """Return the members whose inbox is not full, and note the others."""
+    def _with_room(self, message: Popped, drops: list[Drop]) -> Sequence[str]:
+        """Return the members of a group message whose inbox is not full, and note the others."""
         if not self.inboxes.by_home:
-            return members
+            return message.members
         depth_of = self.inboxes.depth
         served = []
-        for name in members:
+        for name in message.members:
             depth = depth_of(name)
             if depth and depth >= (capacity := self._capacity_of(name)):
-                drops.append(Drop(name, 1, depth, capacity, "channel full"))
-            else:
-                served.append(name)
+                depth = self.inboxes.group_depth(name, time.monotonic_ns())
+                if depth >= capacity:
+                    drops.append(Drop(name, 1, depth, capacity, "channel full", message.name))
+                    continue
+            served.append(name)
         return served
 
-    def _owe(self, leaf: int, ident: int) -> None:
-        """Note that a message left an inbox; its leaf is told soon, with others.
+    # -- settling ------------------------------------------------------------------------
 
-        Called with the mutex held. Soon: before the next drain, after ``_OWED`` of them, or in
-        the loop's next round, whichever comes first.
+    def settle_soon(self) -> None:
+        """Let what was read count no more soon, together with what is read next.
+
+        Soon: with the next drain, after ``_UNSETTLED`` messages, or in the loop's next round,
+        whichever comes first.
         """
-        self._check_inbox_epoch()
-        self._owed.append((leaf, ident))
         loop = asyncio._get_running_loop()
-        if len(self._owed) >= _OWED or loop is None:
-            self._pay()
-        elif not self._pay_is_due:
-            self._pay_is_due = True
-            loop.call_soon(self._pay)
+        if loop is None or len(self.inboxes.read) >= _UNSETTLED:
+            self._settle()
+        elif self._settles_on() is not loop:  # one that ended has not done it
+            loop.call_soon(self._settle)
+            self._settles_on = weakref.ref(loop)
 
     def settle(self) -> bool:
-        """Pay at once what is owed; whether there was anything."""
-        owes = bool(self._owed)
-        if owes:
-            self._pay()
-        return owes
-
-    def _pay(self, dropped: int = 0) -> None:
-        """Uncount what left the inboxes since the last time, in shared memory."""
-        self._pay_is_due = False
+        """Settle at once, and drop what has expired; whether there was anything."""
         with self.site.mutex:
-            owed, self._owed = self._owed, []
-        if (not owed and not dropped) or not self.site.is_open:
+            self._expire_if_due()
+            has_any = bool(self.inboxes.read)
+            if has_any:
+                self._settle()
+        return has_any
+
+    def _expire_if_due(self) -> None:
+        now = time.monotonic_ns()
+        if self.inboxes.due_ns <= now:
+            self.inboxes.expire(now)
+
+    def _settle(self) -> None:
+        """Say in shared memory what of it still lies here."""
+        with self.site.mutex:
+            self._settles_on = _no_loop
+            if not self.site.is_open or not (self.inboxes.read or self._dropped):
+                return
+            self._check_inbox_epoch()
+            said = self._to_say()
+            try:
+                self.site.messages.note_settled(said)
+            except LockBusy:
+                loop = asyncio._get_running_loop()
+                if loop is not None:
+                    loop.call_later(_RETRY_S, self._settle)
+            except IPCError:
+                pass  # what is wrong is met by whoever uses the store next
+            else:
+                self._was_said(said)
+
+    def _to_say(self) -> Settled:
+        """Return what to say, with the mutex held. Whoever is interrupted says it again."""
+        self._expire_if_due()
+        inboxes = self.inboxes
+        held = {name: inboxes.held(name) for name in inboxes.read}
+        return Settled(held, self._dropped, inboxes.epoch, len(inboxes.read))
+
+    def _was_said(self, said: Settled) -> None:
+        del self.inboxes.read[: said.read_count]
+        self._dropped -= said.dropped
+
+    def _expire_in_time(self) -> None:
+        """Drop what has expired here when the first of it does, if a loop runs here till then.
+
+        Else whoever drains next does it, or whoever finds the channel full waits for the last.
+        """
+        due_ns = self.inboxes.due_ns
+        if due_ns == _NEVER_NS:
             return
-        try:
-            self.site.messages.credit(owed, dropped, epoch=self.inboxes.epoch)
-        except LockBusy:
-            with self.site.mutex:
-                self._owed += owed
-            loop = asyncio._get_running_loop()
-            if loop is not None:
-                loop.call_later(0.01, self._pay, dropped)
+        now = time.monotonic_ns()
+        if now < self._expires_at_ns <= due_ns:
+            return  # it looks again then
+        loop = asyncio._get_running_loop()
+        if loop is not None:
+            loop.call_later(max(0, due_ns - now) / 1e9, _expire, weakref.ref(self))
+            self._expires_at_ns = due_ns
+
+    def expire(self) -> None:
+        """Drop what has expired here."""
+        with self.site.mutex:
+            self._expires_at_ns = 0
+            self.inboxes.expire(time.monotonic_ns())
+            if self.inboxes.read:
+                self._settle()
+            self._expire_in_time()
 
     def _check_inbox_epoch(self) -> None:
         epoch = self.site.messages.epoch()
         if epoch != self.inboxes.epoch:  # flushed by somebody
-            self.inboxes.epoch = epoch
             self.inboxes.clear()
-            self._owed.clear()
+            self.inboxes.epoch = epoch
 
     def on_safety(self) -> None:
         """Drop what has expired in the inboxes, and wake whoever could have what is there."""
-        if not self.inboxes.by_home:
-            return
         with self.site.mutex:
-            for one in self.inboxes.expire(time.monotonic_ns()):
-                if one.leaf:
-                    self._owe(one.leaf, one.leaf_ident)
+            self.inboxes.expire(time.monotonic_ns())
+            if self.inboxes.read:
+                self._settle()
             names, homes = self.inboxes.names(), self.inboxes.homes()
-        for port in self.site.ports():
+        for port in self.site.ports() if names else ():
             port.wake_each(names)
             for home, count in homes:
                 port.wake(home, count)
+
+
+def _no_loop() -> None:
+    return None
+
+
+def _raise(exc: Exception) -> None:
+    raise exc
+
+
+def _expire(reception: weakref.ref[Reception]) -> None:
+    living = reception()
+    if living is not None:
+        living.expire()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

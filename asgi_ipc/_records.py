@@ -18,6 +18,8 @@ from . import _layout as L
 from ._heap import HeapFull
 from ._queues import Queues
 from ._segment import Plan, Segment
+from ._witness import Life
+from .names import home_of
 
 __all__ = ["DROPS", "Records", "is_full"]
 
@@ -41,6 +43,7 @@ class Records:
         self.known_below: dict[tuple[str, int], tuple[int, int]] = {}  # of groups, by home
         self.name_at: dict[int, str] = {}
         self._hand = 0
+        self.ask: Callable[[int], Life] = lambda _: Life.UNKNOWN  # whether a process lives
         self.is_kept: Callable[[int], bool] = lambda _: False  # asked before one is forgotten
         segment.on_epoch = self.forget
 
@@ -65,6 +68,14 @@ class Records:
         if record:
             self.remember(name, record)
         return record
+
+    def find_leaf(self, name: str) -> int:
+        """Return the record that counts a full process-specific name, or 0."""
+        known = self.known.get(name)
+        if known is not None and self.segment.words[known[0] + L.IDENT] == known[1]:
+            return known[0]
+        home = self.find(home_of(name))
+        return self.find(name, home) if home else 0
 
     def _find_below(self, group: str, home: int) -> int:
         """Return the record that counts a group's envelopes for one home, or 0."""
@@ -129,6 +140,14 @@ class Records:
             and words[L.EPOCH] == self.segment.epoch
         )
 
+    def queued(self, home: str) -> int:
+        """Return how many messages wait in a home that is known; read without the lock: a hint."""
+        words = self.segment.words
+        known = self.known.get(home)
+        if known is None or words is None or words[known[0] + L.IDENT] != known[1]:
+            return 0
+        return int(words[known[0] + L.CH_SENT] - words[known[0] + L.CH_TAKEN])
+
     def depth(self, home: str) -> int:
         """Return how many messages wait in a home."""
         record = self.find(home)
@@ -165,18 +184,13 @@ class Records:
         owner = words[record + L.OWNER]
         if words[record + L.CH_SENT] != words[record + L.CH_TAKEN]:
             if owner:
-                # Counting messages that died with an inbox: gone once they have expired, but
-                # not before the last one queued in shared memory has let go of this record.
-                if words[record + L.LEAF_DEADLINE] > now or (
-                    words[owner + L.CH_SENT] != words[owner + L.CH_TAKEN]
-                ):
+                if words[record + L.CH_SENT] != words[record + L.LEAF_DRAINED]:
                     return
+                if self.holds(record, now):
+                    return
+                self.write_off(record)
             else:
-                head = self.queues.heap.check(words[record + L.CH_HEAD])
-                if words[head + L.MSG_DEADLINE] <= now:
-                    plan = Plan(words)
-                    self.queues.drop_expired(plan, record, now, DROPS)
-                    self.segment.commit(plan)
+                self._drop_some(record, now)
                 return
         if self.is_parked(record) or words[record + L.CH_LEAVES]:
             return
@@ -194,6 +208,37 @@ class Records:
             plan = Plan(words)
             self.queues.remove_channel(plan, record)
             self.segment.commit(plan)
+
+    def drop_expired(self, record: int, now: int) -> None:
+        """Drop what has expired at the head of a queue. Commits, so nothing may be planned."""
+        while self._drop_some(record, now) == DROPS:
+            pass
+
+    def _drop_some(self, record: int, now: int) -> int:
+        plan = Plan(self.segment.words)
+        dropped = self.queues.drop_expired(plan, record, now, DROPS)
+        if dropped:
+            self.segment.commit(plan)
+        return dropped
+
+    def holds(self, leaf: int, now: int) -> bool:
+        """Whether what was drained for a leaf's name may still lie in an inbox.
+
+        Not if it has all expired, nor if the process that drained it is proven dead.
+        """
+        words = self.segment.words
+        home = self.queues.heap.check(words[leaf + L.OWNER])
+        return bool(
+            words[leaf + L.LEAF_DRAINED] != words[leaf + L.CH_TAKEN]
+            and words[home + L.CH_HELD_UNTIL] > now
+            and self.ask(words[leaf + L.LEAF_HOLDER]) is not Life.DEAD
+        )
+
+    def write_off(self, leaf: int) -> None:
+        """Count no more what was drained for a leaf's name: nobody holds it."""
+        words = self.segment.words
+        if words[leaf + L.LEAF_DRAINED] != words[leaf + L.CH_TAKEN]:
+            self.segment.commit({leaf + L.CH_TAKEN: words[leaf + L.LEAF_DRAINED]})
 
     def make_room(self, now: int) -> None:
         """Find memory: expired messages of all queues, then the quick lists."""

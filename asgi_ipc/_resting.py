@@ -109,16 +109,23 @@ def rest(waiter: Resting, inboxes: Inboxes, key: str, home: str) -> asyncio.Futu
 
 
 def served(
-    site: Site, inboxes: Inboxes, waiter: Resting, key: str, home: str
+    site: Site, inboxes: Inboxes, waiter: Resting, key: str, home: str, crowded_at: int
 ) -> dict[str, Any] | None:
     """Return the message that woke one which rested; ``None``: it has to look for itself.
+
+    Args:
+        crowded_at: so much in the queue may be too much for the name: see ``Reception``.
 
     Raises:
         SegmentCorrupt: the message was damaged.
     """
+    store = site.messages
     with site.mutex:
-        words = site.messages.segment.words
+        words = store.segment.words
         if words is None or words[_EPOCH] != inboxes.epoch:
+            return None
+        known = store.records.known.get(home)
+        if known is None or words[known[0] + _SENT] - words[known[0] + _TAKEN] >= crowded_at:
             return None
         entry = inboxes.pop_alone(home, key, _monotonic_ns())
     if entry is None:

@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from . import _layout as L
-from ._bell import Ringer, bells_directory, make_directory
+from ._bell import Ringer, bells_directory
 from ._inotify import IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVE_SELF, SharedInotify, open_inotify
 from ._membership import GroupStore
 from ._own import NOBODY, here, letting_go, this_process
@@ -95,7 +95,7 @@ class Site:
         self._on_safety = on_safety
         self.port_by_loop: dict[int, Port] = {}  # by the id of the loop, which a port knows weakly
         self._inotify: SharedInotify | None = None  # of the loops that wait
-        self.witness = Witness(bells_directory(prefix), mode)  # takes a token for the first port
+        self.witness = Witness(bells_directory(prefix), mode)
         self._ringer = Ringer(bells_directory(prefix), self.witness, mode)
         options: dict[str, Any] = {"mode": mode, "lock_timeout": lock_timeout}
         groups = Segment(f"/{prefix}-groups", L.KIND_GROUPS, group_memory, **options)
@@ -303,14 +303,12 @@ class Site:
             if not self.is_open:
                 self.open()
             self._close_orphans()
-            directory = bells_directory(self.prefix)
-            make_directory(directory, self.mode)
-            token = self.witness.take()
+            token = self._ringer.token()
             port = self.port_by_loop[id(loop)] = Port(
                 loop,
                 self.messages,
                 self._ringer,
-                directory,
+                bells_directory(self.prefix),
                 self.mode,
                 token,
                 self._serve,

@@ -53,6 +53,14 @@ class Bells(Protocol):
         """Whether the process with this token lives."""
         ...
 
+    def token(self) -> int:
+        """Return the token of this process, which proves that it lives."""
+        ...
+
+    def is_own(self, process: int) -> bool:
+        """Whether a token is this process's, or was."""
+        ...
+
     def forget(self, slot: int, token: int) -> None:
         """Tidy up after a loop that is reaped."""
         ...
@@ -75,10 +83,13 @@ class Slots:
         self.heard = bells.heard
         self.ask = bells.ask
         self.forget = bells.forget
+        self.token = bells.token
+        self.is_own = bells.is_own
         self.rung: list[tuple[int, int, int]] = []  # to be asked for, see `settle`
         self.dead: list[tuple[int, int]] = []  # rung in vain, to be reaped
         self.dead_homes: set[str] = set()  # whose owner is dead: their members are to be dropped
         records.is_kept = self._is_kept
+        records.ask = bells.ask
 
     # -- waking --------------------------------------------------------------------------
 

@@ -67,6 +67,9 @@ class Statistics:
         sent = words[record + L.CH_SENT]
         taken = words[record + L.CH_TAKEN]
         expired = words[record + L.CH_EXPIRED]
+        pending = sent - taken
+        if words[record + L.OWNER] and not self.records.holds(record, now):
+            pending = sent - words[record + L.LEAF_DRAINED]  # what was drained was written off
         age = 0
         if sent != taken and not words[record + L.OWNER]:
             head = self.queues.heap.check(words[record + L.CH_HEAD])
@@ -76,6 +79,6 @@ class Statistics:
             "received": taken - expired,
             "expired": expired,
             "full": words[record + L.CH_FULL],
-            "pending": sent - taken,
+            "pending": pending,
             "max_age_ns": age,
         }

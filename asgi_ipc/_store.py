@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Container, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import _fast
@@ -17,7 +17,7 @@ from . import _layout as L
 from ._fanout import Drop, Fanout, GroupMessage
 from ._heap import HeapFull
 from ._queues import Popped
-from ._records import DROPS, Records, is_full
+from ._records import Records, is_full
 from ._segment import LockBusy, Plan, Segment
 from ._slots import Bells, Slots
 from ._statistics import Counts, Statistics
@@ -25,7 +25,7 @@ from ._throttle import Throttle
 from ._witness import Life
 from .exceptions import ChannelFull
 
-__all__ = ["MANY", "NOTHING", "Letter", "MembersAt", "MessageStore", "Taken"]
+__all__ = ["MANY", "NOTHING", "Letter", "MembersAt", "MessageStore", "Settled", "Taken"]
 
 MembersAt = Callable[[str, str, int], Sequence[str]]
 """``members_at(group, home, version)``: whom an envelope is for."""
@@ -34,6 +34,7 @@ _SWEEP_EVERY = 16  # one send in so many looks at other queues
 _SWEEP_BUCKETS = 16
 _GROWTH_BUCKETS = 64  # a send that makes a record looks at more than it makes
 _GROWTH_RECORDS = 3
+_UNKNOWN = (0, 0)
 _PLAN_ROOM = 400  # a plan of this many words is committed before it grows further
 _FEW = 12  # homes that are left in one plan with what is taken: six words each at most
 
@@ -68,6 +69,27 @@ class Taken(NamedTuple):
 
 
 NOTHING = Taken("", (), False)
+
+
+class Settled(NamedTuple):
+    """What the inboxes of a process still hold of what was drained.
+
+    A statement, not a difference: it may be made twice, by one who was interrupted.
+
+    Attributes:
+        held: messages sent directly, by full name; of names that something was read of.
+        dropped: group messages an inbox had no room for, to be counted.
+        epoch: when they were drained; nothing of it is left after a flush.
+        read_count: messages that were read, for whoever says it.
+    """
+
+    held: Mapping[str, int]
+    dropped: int = 0
+    epoch: int = 0
+    read_count: int = 0
+
+
+NOTHING_SETTLED = Settled({})
 
 
 class MessageStore:
@@ -184,12 +206,10 @@ class MessageStore:
             if not leaf:
                 created = True
                 leaf = self.queues.create_channel(plan, own_name, record)
-        counted = leaf or record
-        depth = words[counted + L.CH_SENT] - words[counted + L.CH_TAKEN]
-        if depth >= capacity:
-            depth = self._drop_for_room(record, leaf, now)
+        if self.records.depth_of(leaf or record) >= capacity:  # so both were there before
+            depth = self._depth_at_least(record, leaf, now)
             if depth >= capacity:
-                raise self._channel_full(name, counted, depth, capacity)
+                raise self._channel_full(name, leaf or record, depth, capacity)
             plan = Plan(words)
         self.queues.append(plan, record, leaf, own_name, body, now, deadline)
         self.slots.wake(plan, record)
@@ -200,30 +220,15 @@ class MessageStore:
                 self.records.remember(own_name, leaf)
         return created
 
-    def _is_stale(self, leaf: int, home: int, now: int) -> bool:
-        """Whether everything a leaf counts has expired, none of it in the queue any more."""
-        words = self.segment.words
-        return bool(
-            words[leaf + L.LEAF_DEADLINE] <= now
-            and words[home + L.CH_SENT] == words[home + L.CH_TAKEN]
-        )
+    def _depth_at_least(self, record: int, leaf: int, now: int) -> int:
+        """Return how much a full channel holds without what has expired or nobody holds any more.
 
-    def _drop_for_room(self, record: int, leaf: int, now: int) -> int:
-        """Drop what has expired at the head of a full queue; return the depth that is left."""
-        counted = leaf or record
-        words = self.segment.words
-        while True:
-            plan = Plan(words)
-            dropped = self.queues.drop_expired(plan, record, now, DROPS)
-            if dropped:
-                self.segment.commit(plan)
-            if dropped < DROPS:
-                if leaf and self._is_stale(leaf, record, now):
-                    plan = Plan(words)
-                    self.queues.give_up(plan, leaf)
-                    self.segment.commit(plan)
-                depth: int = words[counted + L.CH_SENT] - words[counted + L.CH_TAKEN]
-                return depth
+        Commits, so nothing may be planned.
+        """
+        self.records.drop_expired(record, now)
+        if leaf and not self.records.holds(leaf, now):
+            self.records.write_off(leaf)
+        return self.records.depth_of(leaf or record)
 
     def send_many(self, letters: Sequence[Letter]) -> None:
         """Queue several messages in one transaction: all or none, up to ``MANY`` of them.
@@ -256,18 +261,16 @@ class MessageStore:
             if by_name and name != home:
                 leaf = self.records.find(name, record) or self.records.make_now(name, record)
             found.append((record, leaf))
-        plan = Plan(self.segment.words)
-        for (name, home, body, capacity, expiry_ns, _), (record, leaf) in zip(
-            letters, found, strict=True
-        ):
+        before: Counter[int] = Counter()  # what earlier letters add to a record
+        for (name, _, _, capacity, _, _), (record, leaf) in zip(letters, found, strict=True):
             counted = leaf or record
-            if plan[counted + L.CH_SENT] - plan[counted + L.CH_TAKEN] >= capacity:
-                # What is here is planned only: dropping what has expired may commit.
-                depth = self._drop_for_room(record, leaf, now)
-                planned = plan[counted + L.CH_SENT] - self.segment.words[counted + L.CH_SENT]
-                if depth + planned >= capacity or planned:
-                    raise self._channel_full(name, counted, depth + planned, capacity)
-                return self._plan_many(letters, now)
+            if self.records.depth_of(counted) + before[counted] >= capacity:
+                depth = self._depth_at_least(record, leaf, now) + before[counted]
+                if depth >= capacity:
+                    raise self._channel_full(name, counted, depth, capacity)
+            before[counted] += 1
+        plan = Plan(self.segment.words)  # from here on nothing is committed
+        for (name, home, body, _, expiry_ns, _), (record, leaf) in zip(letters, found, strict=True):
             own_name = "" if name == home else name
             self.queues.append(plan, record, leaf, own_name, body, now, now + expiry_ns)
         return plan
@@ -365,21 +368,26 @@ class MessageStore:
         leave: Collection[str] = (),
         stay: bool = False,
         limit: int = 1,
-        wanted: Container[str] = (),
+        wanted: Container[str] | None = (),
+        settled: Settled = NOTHING_SETTLED,
     ) -> Taken:
         """Take messages from the first home that has any; park on all of them if none has.
 
         Args:
             homes: queues, in the order to look at them.
             slot: the loop to park; ``None`` does not park.
-            token: of its process.
+            token: of its process; 0: it is asked for when something is to be held.
             leave: homes to take the loop's parked bit back from when a message is returned.
             stay: park on the home that gave the messages if it is empty now and not left.
             limit: how many messages a process-specific home may give at once; others give one.
-            wanted: full names somebody waits for; a message of another name stays counted
-                in its leaf until ``credit``.
+            wanted: names, or homes, of which the first message is returned to who asks for it:
+                it is read. Everything else is held, and counted, until it is settled. ``None``:
+                all are read.
+            settled: what was read since the last time, as for ``note_settled``, in the same hold.
         """
-        taken = self.segment.transact(self._take, homes, slot, token, leave, stay, limit, wanted)
+        taken = self.segment.transact(
+            self._take, homes, slot, token, leave, stay, limit, wanted, settled
+        )
         if self.slots.rung:
             self.slots.settle()
         return taken
@@ -392,9 +400,12 @@ class MessageStore:
         leave: Collection[str],
         stay: bool,
         limit: int,
-        wanted: Container[str],
+        wanted: Container[str] | None,
+        settled: Settled,
     ) -> Taken:
         words = self.segment.words
+        if settled.held or settled.dropped:
+            self._note_settled(settled)
         for home in homes:
             record = self.records.find(home)
             while record and words[record + L.CH_SENT] != words[record + L.CH_TAKEN]:
@@ -404,7 +415,7 @@ class MessageStore:
                     few = [home] if home in leave else []
                 plan = Plan(words)
                 many = limit if home[-1] == "!" else 1
-                popped = self._pop_some(plan, record, home, many, wanted)
+                popped = self._pop_some(plan, record, home, many, wanted, token)
                 more = plan[record + L.CH_SENT] != plan[record + L.CH_TAKEN]
                 if popped and slot is not None:
                     if few:
@@ -464,12 +475,18 @@ class MessageStore:
         plan = Plan(self.segment.words)
         leaf = plan[extent + L.MSG_LEAF]
         if leaf:
-            plan[leaf + L.CH_TAKEN] += 1
+            self.queues.uncount(plan, leaf)
         self.queues.remove_head(plan, record, extent)
         self.segment.commit(plan)
 
     def _pop_some(
-        self, plan: Plan, record: int, home: str, limit: int, wanted: Container[str]
+        self,
+        plan: Plan,
+        record: int,
+        home: str,
+        limit: int,
+        wanted: Container[str] | None,
+        holder: int,
     ) -> list[Popped]:
         """Plan the removal of up to ``limit`` messages; expired ones are counted as such.
 
@@ -477,14 +494,15 @@ class MessageStore:
         this order, never the other), so that nobody can leave between the two.
         """
         now = time.monotonic_ns()
-        popped = _fast.drain(self.segment, plan, record, home, limit, now, wanted)
+        if home[-1] == "!" and wanted is not None and (limit > 1 or home not in wanted):
+            holder = holder or self.slots.token()
+        popped = _fast.drain(self.segment, plan, record, home, limit, now, wanted, holder)
         if popped:
             return popped
         envelope = _fast.open_envelope(self.segment, plan, record, now)
         if envelope is not None:
             members = self._members_at(envelope.name, home, envelope.group_version)
             return [envelope._replace(members=members)]
-        seen: set[str] = set()
         total_bytes = 0
         while (
             plan[record + L.CH_SENT] != plan[record + L.CH_TAKEN]
@@ -499,42 +517,45 @@ class MessageStore:
             if message.deadline_ns <= now:
                 plan[record + L.CH_EXPIRED] += 1
                 if leaf:
-                    plan[leaf + L.CH_TAKEN] += 1
+                    self.queues.uncount(plan, leaf)
                 continue
             if version:
-                plan[leaf + L.CH_TAKEN] += 1
+                self.queues.uncount(plan, leaf)
                 members = self._members_at(message.name, home, version)
                 if message.excluded:
                     members = [name for name in members if name not in message.excluded]
                 return [message._replace(leaf=0, members=members)]
-            if leaf and message.name in wanted and message.name not in seen:
-                plan[leaf + L.CH_TAKEN] += 1
-                seen.add(message.name)
+            if leaf and (
+                wanted is None or (not popped and (message.name in wanted or home in wanted))
+            ):
+                self.queues.uncount(plan, leaf)
                 message = message._replace(leaf=0)
+            elif leaf:
+                self.queues.drain(plan, record, leaf, holder, message.deadline_ns)
             popped.append(message)
             total_bytes += len(message.body)
         return popped
 
-    def credit(self, leaves: Sequence[tuple[int, int]], dropped: int = 0, *, epoch: int) -> None:
-        """Uncount messages that left an inbox, given as ``(leaf, ident)``.
+    def note_settled(self, settled: Settled) -> None:
+        """Say what an inbox still holds: what it held beyond that was read, and counts no more."""
+        self.segment.transact(self._note_settled, settled)
 
-        Args:
-            dropped: group messages an inbox had no room for, to be counted.
-            epoch: when they were taken; nothing of it is left after a flush.
-        """
-        self.segment.transact(self._credit, leaves, dropped, epoch)
-
-    def _credit(self, leaves: Sequence[tuple[int, int]], dropped: int, epoch: int) -> None:
-        if self.segment.words[L.EPOCH] != epoch:
-            leaves = ()
-        plan = Plan(self.segment.words)
-        if dropped:
-            plan[L.COUNT_DROPPED] += dropped
-        for leaf, ident in leaves:
-            # Flushed meanwhile, or given up as stale, it counts no more.
-            lives = self.segment.words[leaf + L.IDENT] == ident
-            if lives and plan[leaf + L.CH_TAKEN] < plan[leaf + L.CH_SENT]:
-                plan[leaf + L.CH_TAKEN] += 1
+    def _note_settled(self, settled: Settled) -> None:
+        words = self.segment.words
+        plan = Plan(words)
+        if settled.dropped:
+            plan[L.COUNT_DROPPED] += settled.dropped
+        known_of, is_own = self.records.known.get, self.slots.is_own
+        held_now = settled.held if words[L.EPOCH] == settled.epoch else {}
+        for name, held in held_now.items():
+            leaf, ident = known_of(name, _UNKNOWN)  # as `find_leaf`, written out for thousands
+            if not leaf or words[leaf + L.IDENT] != ident:
+                leaf = self.records.find_leaf(name)
+            if not leaf or not is_own(words[leaf + L.LEAF_HOLDER]):
+                continue  # forgotten, or another process has drained below the home since
+            taken = words[leaf + L.LEAF_DRAINED] - held
+            if taken > words[leaf + L.CH_TAKEN]:
+                plan[leaf + L.CH_TAKEN] = taken
             if len(plan) > _PLAN_ROOM:
                 self.segment.commit(plan)
                 plan = Plan(self.segment.words)

@@ -181,7 +181,7 @@ class Messages:
 
     def channels(self) -> list[Channel]:
         """Return every queue."""
-        leaves: dict[int, list[Leaf]] = {}
+        leaves: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
         homes = []
         for record, raw, head_sent_ns in compress(
             zip(self._records, self._raws, self._heads_sent_ns, strict=True), self._lives
@@ -190,15 +190,23 @@ class Messages:
             name = _name(self.image, record, raw, fields[L.KEY - L.IDENT], L.CH_KEY)
             owner = fields[L.OWNER - L.IDENT]
             if owner:
-                depth = fields[L.CH_SENT - L.IDENT] - fields[L.CH_TAKEN - L.IDENT]
-                leaf = Leaf(name, depth, fields[L.CH_FULL - L.IDENT])
-                leaves.setdefault(owner, []).append(leaf)
+                leaves.setdefault(owner, []).append((name, fields))
             else:
                 homes.append((record, name, fields, head_sent_ns))
         return [
-            self._channel(name, fields, head_sent_ns, tuple(leaves.get(record, ())))
+            self._channel(
+                name,
+                fields,
+                head_sent_ns,
+                tuple(self._leaf(fields, *leaf) for leaf in leaves.get(record, ())),
+            )
             for record, name, fields, head_sent_ns in homes
         ]
+
+    def _leaf(self, home: tuple[int, ...], name: str, leaf: tuple[int, ...]) -> Leaf:
+        holds = home[L.CH_HELD_UNTIL - L.IDENT] > self.taken_ns  # or its holder has died since
+        gone = leaf[(L.CH_TAKEN if holds else L.LEAF_DRAINED) - L.IDENT]
+        return Leaf(name, leaf[L.CH_SENT - L.IDENT] - gone, leaf[L.CH_FULL - L.IDENT])
 
     def _channel(
         self, name: str, fields: tuple[int, ...], head_sent_ns: int, leaves: tuple[Leaf, ...]

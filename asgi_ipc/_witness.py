@@ -161,6 +161,10 @@ class Witness:
         """The token that is held; 0: none."""
         return 0 if self._is_new else self._tokens[-1]
 
+    def is_own(self, token: int) -> bool:
+        """Whether a token is held here, or was and has been replaced since."""
+        return token in self._tokens
+
     def take(self) -> int:
         """Lock a byte, unless one is held, and return its token. The directory must be there.
 

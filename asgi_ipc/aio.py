@@ -150,7 +150,8 @@ class AsyncIPCChannelLayer:
         self._rates: dict[str | None, tuple[float, dict[str, int]]] = {}
         if not 0 <= spin_rounds <= _MOST_SPIN_ROUNDS:
             raise ValueError(f"spin_rounds must be 0 to {_MOST_SPIN_ROUNDS}, not {spin_rounds}")
-        self._reception = Reception(self.known_capacity, self._report_drops, spin_rounds)
+        least = min([self.capacity, *(capacity for _, capacity in self.channel_capacity)])
+        self._reception = Reception(self.known_capacity, least, self._report_drops, spin_rounds)
         self._site = self._reception.site = Site(
             prefix,
             message_memory=self.message_memory,
@@ -262,10 +263,10 @@ class AsyncIPCChannelLayer:
         try:
             send(name, home, body, capacity, expiry_ns, self.capacity_per_name)
         except (LockBusy, exceptions.ChannelFull) as exc:
-            # Full perhaps only with what this layer has received and not yet said so.
             if not isinstance(exc, LockBusy) and not self._reception.settle():
                 raise
-            await self._run(send, name, home, body, capacity, expiry_ns, self.capacity_per_name)
+            how = (name, home, body, capacity, expiry_ns, self.capacity_per_name)
+            await self._run_with_room(send, *how)
 
     async def send_many(
         self, messages: Iterable[tuple[str, dict[str, Any]]], *, expiry: float | None = None
@@ -288,7 +289,19 @@ class AsyncIPCChannelLayer:
                 raise self._too_large(len(body))
             letters.append(Letter(name, home, body, capacity, expiry_ns, self.capacity_per_name))
         for first in range(0, len(letters), MANY):
-            await self._run(self._site.messages.send_many, letters[first : first + MANY])
+            part = letters[first : first + MANY]
+            await self._run_with_room(self._site.messages.send_many, part)
+
+    async def _run_with_room(
+        self, send: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Send; a channel may be full only with what this layer has read and not yet said so."""
+        try:
+            await self._run(send, *args, **kwargs)
+        except exceptions.ChannelFull:
+            if not self._reception.settle():
+                raise
+            await self._run(send, *args, **kwargs)
 
     def check_name(self, channel: object) -> str:
         """Return a channel's name if it is valid, or raise ``InvalidName``."""
@@ -376,7 +389,10 @@ class AsyncIPCChannelLayer:
         else:
             try:
                 await rest(waiter, reception.inboxes, name, home)
-                message = served(self._site, reception.inboxes, waiter, name, home)
+                crowded_at = reception.least_capacity
+                message = served(self._site, reception.inboxes, waiter, name, home, crowded_at)
+                if reception.inboxes.read:
+                    reception.settle_soon()
                 if message is not None:
                     return message
                 got = await reception.go_on(waiter, waiter.port, waiter.closings, self.pause)
@@ -622,9 +638,10 @@ class AsyncIPCChannelLayer:
             return
         last = drops[-1]
         logger.warning(
-            "%d group messages skipped since the last such line; the latest: %s, %r with %d of %d "
-            "messages",
+            "%d group messages skipped since the last such line; the latest: one of group %r, %s, "
+            "%r with %d of %d messages",
             count,
+            last.group,
             last.cause,
             last.channel,
             last.depth,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 from asgi_ipc._witness import Life
+
+_processes = itertools.count(1 << 40)
 
 
 class WrittenBells:
@@ -12,17 +16,27 @@ class WrittenBells:
         rings: slot and token of every ring.
         dead: processes that are proven dead.
         unknown: processes nobody can tell anything of.
+        process: token of the one whose store it is.
     """
 
     def __init__(self) -> None:
         self.rings: list[tuple[int, int]] = []
         self.dead: set[int] = set()
         self.unknown: set[int] = set()
+        self.process = next(_processes)
 
     def ring(self, slot: int, token: int, process: int) -> Life:
         """Write it down."""
         self.rings.append((slot, token))
         return self.ask(process)
+
+    def token(self) -> int:
+        """Return its process's."""
+        return self.process
+
+    def is_own(self, process: int) -> bool:
+        """There is one."""
+        return process == self.process
 
     def heard(self, slot: int, token: int, process: int) -> Life:
         """Say whether it lives."""

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, ChannelFull
+from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, _records, _store
+from asgi_ipc._segment import Plan
+
+if TYPE_CHECKING:
+    from tests.conftest import Clock
 
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
 
@@ -41,3 +46,37 @@ async def test_a_batch_larger_than_a_transaction_arrives_in_order(make_layer: Ma
     layer = make_layer(capacity=1000)
     await layer.send_many([("c", {"n": number}) for number in range(200)])
     assert [(await layer.receive("c"))["n"] for _ in range(200)] == list(range(200))
+
+
+async def test_nothing_is_committed_while_a_batch_is_planned(
+    make_layer: MakeLayer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has expired is dropped before, so that the plan knows all that it changes."""
+    opened: list[Plan] = []
+    layer = make_layer(capacity=10)
+    for channel in ("c", "h!a"):
+        for _ in range(8):
+            await layer.send(channel, {}, expiry=1)
+    clock.advance(2)
+    segment = layer._site.messages.segment
+    commit = segment.commit
+
+    class Noted(Plan):
+        def __init__(self, words: memoryview) -> None:
+            super().__init__(words)
+            opened.append(self)
+
+    def commit_noted(plan: dict[int, int], flags: int = 0) -> None:
+        others = [one for one in opened if one and one is not plan]
+        assert not others, "committed beside a plan"
+        commit(plan, flags)
+        opened.clear()
+
+    with monkeypatch.context() as patch:
+        for module in (_store, _records):
+            patch.setattr(module, "Plan", Noted)
+        patch.setattr(segment, "commit", commit_noted)
+        await layer.send_many([("d", {}), *[("c", {})] * 5, *[("h!a", {})] * 5])
+    for channel, count in (("c", 5), ("h!a", 5), ("d", 1)):
+        for _ in range(count):
+            assert await layer.receive_async([channel], block=False) == (channel, {})

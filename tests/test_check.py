@@ -115,6 +115,11 @@ def channel_word(word: int, change: Callable[[int], int], *, of: str = "queue") 
     return damage
 
 
+def hold_what_was_never_drained(site: Site) -> None:
+    for word in (L.CH_SENT, L.LEAF_DRAINED):
+        site.messages.words[site.channel("home!x") + word] += 1
+
+
 def group_word(kind: int, name: str, word: int, change: Callable[[int], int]) -> Damage:
     def damage(site: Site) -> None:
         record = site.record(kind, name)
@@ -233,7 +238,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "leaves": (channel_word(L.CH_LEAVES, lambda v: v + 1, of="home!"), "miscounts its"),
     "leaf parked": (channel_word(L.CH_PARKED, lambda _: 1, of="home!x"), "is parked on"),
     "leaf count": (channel_word(L.CH_SENT, lambda _: 1, of="home!x"), "that are queued"),
-    "leaf end": (channel_word(L.LEAF_DEADLINE, lambda _: 1, of="home!x"), "ends before"),
+    "leaf drained": (channel_word(L.LEAF_DRAINED, lambda v: v + 1, of="home!x"), "are queued"),
+    "leaf taken": (channel_word(L.CH_TAKEN, lambda v: v + 1, of="home!x"), "in an inbox"),
+    "leaf held": (hold_what_was_never_drained, "says there are none"),
+    "held until": (channel_word(L.CH_HELD_UNTIL, lambda _: 1), "drained below it"),
+    "leaf held until": (channel_word(L.CH_HELD_UNTIL, lambda _: 1, of="home!x"), "drained below"),
     "message link": (message_word(L.MSG_NEXT, 8), "message 2 of 2"),
     "message flags": (message_word(L.MSG_LENGTHS, 9 << 40), "has flags 9"),
     "message size": (message_word(L.MSG_LENGTHS, 99999), "99999 of body"),

@@ -17,21 +17,33 @@ from .interrupting import interrupted
 NEVER_NS = 1 << 62
 
 
-def put(inboxes: Inboxes, name: str, body: bytes = b"", deadline_ns: int = NEVER_NS) -> None:
-    inboxes.put(Entry(name[: name.index("!") + 1], body, deadline_ns), [name])
+@pytest.fixture
+def inboxes() -> Inboxes:
+    return Inboxes()
 
 
-def pop(inboxes: Inboxes, key: str, now_ns: int, dropped: list[Entry]) -> Entry | None:
+def put(
+    inboxes: Inboxes,
+    name: str,
+    body: bytes = b"",
+    deadline_ns: int = NEVER_NS,
+    *,
+    is_counted: bool = False,
+) -> None:
+    inboxes.put(Entry(name[: name.index("!") + 1], body, deadline_ns, is_counted), [name])
+
+
+def pop(inboxes: Inboxes, key: str, now_ns: int) -> Entry | None:
     """Take from a full name or a home."""
     if key.endswith("!"):
-        found = inboxes.pop_home(key, now_ns, dropped)
+        found = inboxes.pop_home(key, now_ns)
         return None if found is None else found[1]
-    return inboxes.pop(key, now_ns, dropped)
+    return inboxes.pop(key, now_ns)
 
 
 def bodies(inboxes: Inboxes, name: str, now_ns: int = 0) -> list[bytes]:
     found = []
-    while (one := pop(inboxes, name, now_ns, [])) is not None:
+    while (one := pop(inboxes, name, now_ns)) is not None:
         found.append(one.body)
     return found
 
@@ -59,17 +71,47 @@ def test_a_home_gives_everything_below_it_in_order() -> None:
     assert bodies(inboxes, "b!") == [b"2"]
 
 
-def test_expired_messages_are_handed_back_and_not_out() -> None:
-    """They go to the list of the dropped, so that they can be uncounted."""
-    inboxes = Inboxes()
-    put(inboxes, "a!x", b"old", 5)
-    put(inboxes, "a!x", b"new", 50)
-    dropped: list[Entry] = []
-    found = inboxes.pop("a!x", 10, dropped)
-    assert found is not None
-    assert found.body == b"new"
-    assert [one.body for one in dropped] == [b"old"]
-    assert inboxes.count == 0
+def test_what_a_counted_message_left_is_said(inboxes: Inboxes) -> None:
+    """Read, by name or through the home, or expired: its name has to be settled, a group's not."""
+    for name, deadline_ns in (("a!x", 5), ("a!x", 50), ("a!y", 50), ("a!z", 7), ("a!z", 60)):
+        put(inboxes, name, deadline_ns=deadline_ns, is_counted=True)
+    put(inboxes, "a!group", deadline_ns=5)
+    assert (inboxes.held("a!x"), inboxes.held("a!group"), inboxes.due_ns) == (2, 0, 5)
+    assert inboxes.pop("a!x", 6) is not None
+    assert (inboxes.read, inboxes.held("a!x")) == (["a!x", "a!x"], 0)
+    assert inboxes.pop_home("a!", 6) is not None
+    assert inboxes.read == ["a!x", "a!x", "a!y"]
+    inboxes.read.clear()
+    inboxes.expire(8)
+    assert (inboxes.read, inboxes.held("a!z")) == (["a!z"], 1)
+    assert 60 <= inboxes.due_ns < 10_000
+    put(inboxes, "a!alone", is_counted=True)
+    assert inboxes.pop_alone("a!", "a!alone", 8) is not None
+    assert inboxes.read == ["a!z", "a!alone"]
+
+
+def test_group_messages_are_counted_by_name(inboxes: Inboxes) -> None:
+    """Those that live, and none that was sent directly."""
+    assert inboxes.group_depth("a!x", 0) == 0
+    for deadline_ns in (5, 50, 50):
+        put(inboxes, "a!x", deadline_ns=deadline_ns)
+    put(inboxes, "a!x", is_counted=True)
+    put(inboxes, "a!y")
+    assert inboxes.group_depth("a!x", 6) == 2
+    assert inboxes.group_depth("a!y", 6) == 1
+
+
+def test_the_next_of_a_home_is_known_before_it_is_taken(inboxes: Inboxes) -> None:
+    """Whose it is, whatever was read by name meanwhile."""
+    assert inboxes.next_name("a!") is None
+    inboxes.put(Entry("a!", b"group", NEVER_NS), ["a!x", "a!y"])
+    put(inboxes, "a!z")
+    assert inboxes.next_name("a!") == "a!x"
+    inboxes.pop("a!x", 0)
+    assert inboxes.next_name("a!") == "a!y"
+    for name in ("a!y", "a!z"):
+        assert inboxes.pop_home("a!", 0) is not None, name
+    assert inboxes.next_name("a!") is None
 
 
 def test_the_sweep_removes_the_expired_of_every_name() -> None:
@@ -77,7 +119,7 @@ def test_the_sweep_removes_the_expired_of_every_name() -> None:
     inboxes = Inboxes()
     for number in range(10):
         put(inboxes, f"a!{number % 3}", bytes([number]), 5 if number % 2 else 50)
-    assert len(inboxes.expire(10)) == 5
+    inboxes.expire(10)
     assert inboxes.count == 5
     assert bodies(inboxes, "a!", 10) == [bytes([number]) for number in (0, 2, 4, 6, 8)]
 
@@ -96,11 +138,11 @@ def test_a_home_nobody_asks_for_keeps_no_dead_entries() -> None:
     inboxes = Inboxes()
     for _ in range(100):
         put(inboxes, "a!stays", b"stays")
-    inboxes.pop_home("a!", 0, [])
+    inboxes.pop_home("a!", 0)
     for _ in range(100):
         inboxes.put(Entry("a!", b"gone", NEVER_NS), ["a!x", "a!y"])
         for name in ("a!x", "a!y"):
-            inboxes.pop(name, 0, [])
+            inboxes.pop(name, 0)
     gc.collect()
     alive = [one.body for one in gc.get_objects() if isinstance(one, Entry)]
     assert alive.count(b"gone") == 0
@@ -115,7 +157,7 @@ def test_a_group_message_is_one_entry_under_all_its_names() -> None:
     put(inboxes, "a!x", b"last")
     assert (inboxes.count, inboxes.depth("a!x"), inboxes.depth("a!y")) == (5, 2, 2)
     assert bodies(inboxes, "a!x") == [b"group", b"last"]
-    found = [inboxes.pop_home("a!", 0, []) for _ in range(4)]
+    found = [inboxes.pop_home("a!", 0) for _ in range(4)]
     assert [one and (one[0], one[1].body) for one in found] == [
         ("a!y", b"first"),
         ("a!y", b"group"),
@@ -155,7 +197,7 @@ def test_any_sequence_agrees_with_one_list(steps: list[tuple[str, str, int]]) ->
                 if (one[0].startswith(name) if name.endswith("!") else one[0] == name)
             ]
             live = [one for one in wanted if one[2] > now]
-            found = pop(inboxes, name, now, [])
+            found = pop(inboxes, name, now)
             assert (found and found.body) == (live[0][1] if live else None)
             met = wanted if not live else wanted[: wanted.index(live[0]) + 1]
             model = [one for one in model if one not in met]
@@ -165,11 +207,11 @@ def test_any_sequence_agrees_with_one_list(steps: list[tuple[str, str, int]]) ->
 def filled() -> Inboxes:
     """Make inboxes with something of every kind: alone, several, of a group, expired."""
     inboxes = Inboxes()
-    put(inboxes, "a!x", b"old", 5)
-    put(inboxes, "a!x", b"1")
+    put(inboxes, "a!x", b"old", 5, is_counted=True)
+    put(inboxes, "a!x", b"1", is_counted=True)
     put(inboxes, "a!y", b"2")
     inboxes.put(Entry("a!", b"3", NEVER_NS), ["a!x", "a!y", "a!z"])
-    put(inboxes, "b!x", b"4")
+    put(inboxes, "b!x", b"4", is_counted=True)
     return inboxes
 
 
@@ -185,10 +227,10 @@ def contents(inboxes: Inboxes) -> list[tuple[str, bytes]]:
 TAKES: dict[str, Callable[[Inboxes], object]] = {
     "alone": lambda inboxes: inboxes.pop_alone("a!", "a!z", 10),
     "the last of its home": lambda inboxes: inboxes.pop_alone("b!", "b!x", 10),
-    "first": lambda inboxes: inboxes.pop("a!x", 10, []),
-    "second": lambda inboxes: (inboxes.pop_home("a!", 10, []), inboxes.pop("a!x", 10, []))[1],
-    "of a home": lambda inboxes: inboxes.pop_home("a!", 10, []),
-    "the only one of a home": lambda inboxes: inboxes.pop_home("b!", 10, []),
+    "first": lambda inboxes: inboxes.pop("a!x", 10),
+    "second": lambda inboxes: (inboxes.pop_home("a!", 10), inboxes.pop("a!x", 10))[1],
+    "of a home": lambda inboxes: inboxes.pop_home("a!", 10),
+    "the only one of a home": lambda inboxes: inboxes.pop_home("b!", 10),
     "expired": lambda inboxes: inboxes.expire(10),
 }
 
@@ -203,6 +245,8 @@ def test_an_interrupt_loses_the_message_in_hand_alone(take: str) -> None:
             TAKES[take](inboxes)
         if not interrupt.where:
             break
+        for name, held in {"a!x": 2, "b!x": 1}.items():  # a settlement says what is here
+            assert inboxes.held(name) == held or name in inboxes.read, interrupt.where
         count = inboxes.count
         left = contents(inboxes)
         lost = list(before)

@@ -116,6 +116,9 @@ class Site:
             for name, _ in left:
                 if name in channels or name[: name.find("!") + 1] in channels:
                     return f"a receive of {channels} sleeps beside {dict(left)}"
+        for name, _ in sent:
+            if drive(self.outside.channel_statistics(name))["messages_pending"]:
+                return f"{name} counts what was read"
         return self._left_behind() or self._next_one()
 
     def _left_behind(self) -> str | None:

@@ -13,7 +13,7 @@ from asgi_ipc import _layout as L
 from asgi_ipc._check import check_messages
 from asgi_ipc._fanout import Envelope, GroupMessage
 from asgi_ipc._segment import Plan, Segment
-from asgi_ipc._store import MessageStore, Taken
+from asgi_ipc._store import MessageStore, Settled, Taken
 from asgi_ipc._witness import Life
 from asgi_ipc.exceptions import ChannelFull, SegmentCorrupt, TooManyLoops
 from asgi_ipc.names import home_of
@@ -207,28 +207,42 @@ def test_capacity_counts_on_the_name_or_on_the_home(store: Store) -> None:
         store.send("b!new", capacity=2, by_name=False)
 
 
-def test_a_drained_message_stays_counted_until_it_is_credited(store: Store) -> None:
+def test_a_drained_message_stays_counted_until_it_is_settled(store: Store) -> None:
     """What waits in a loop's inbox still counts against its name's capacity."""
     for _ in range(2):
         store.send("a!x", capacity=2)
-    taken = store.take("a!", limit=8, wanted=())
+    store.take("a!", limit=8, wanted=())
     with pytest.raises(ChannelFull):
         store.send("a!x", capacity=2)
-    store.store.credit(
-        [(one.leaf, one.leaf_ident) for one in taken.messages[:1]], epoch=store.store.epoch()
-    )
+    for _ in range(2):  # a statement, which may be repeated
+        store.store.note_settled(Settled({"a!x": 1}, 0, store.store.epoch()))
     store.send("a!x", capacity=2)
     with pytest.raises(ChannelFull):
         store.send("a!x", capacity=2)
 
 
-def test_a_message_somebody_waits_for_is_credited_at_once(store: Store) -> None:
-    """The first message of a wanted name needs no second transaction."""
-    for _ in range(2):
-        store.send("a!x", capacity=2)
-    taken = store.take("a!", limit=8, wanted={"a!x"})
-    assert [bool(message.leaf) for message in taken.messages] == [False, True]
-    store.send("a!x", capacity=2)
+@pytest.mark.parametrize(
+    ("wanted", "held"),
+    [(("a!x",), [False, True, True]), (("a!",), [False, True, True]), (("a!y",), [True] * 3)],
+)
+def test_only_what_is_returned_at_once_is_counted_no_more(
+    store: Store, wanted: tuple[str, ...], held: list[bool]
+) -> None:
+    """The first message, if its name or its home was asked for; whatever else waits, waits on."""
+    for name in ("a!x", "a!x", "a!y"):
+        store.send(name, capacity=2)
+    taken = store.take("a!", limit=8, wanted=wanted)
+    assert [bool(message.leaf) for message in taken.messages] == held
+    assert store.store.channel_statistics("a!x", "a!")["pending"] == sum(held[:2])
+
+
+def test_all_may_be_returned_at_once(store: Store) -> None:
+    """Nobody holds any of it then."""
+    for name in ("a!x", "a!x", "a!y"):
+        store.send(name, capacity=2)
+    assert len(store.take("a!", limit=8, wanted=None).messages) == 3
+    for name in ("a!x", "a!y"):
+        assert store.store.channel_statistics(name, "a!")["pending"] == 0
 
 
 def test_expired_messages_do_not_count(store: Store, clock: Clock) -> None:
@@ -584,7 +598,7 @@ def test_more_envelopes_than_quick_lists_hold(
         store.send("c", bytes(24))
     envelopes = [(f"a{number}!", 1, 1) for number in range(homes)]
     for _ in range(messages):
-        assert send_group(store, envelopes, [], bytes(body_bytes)) == ([], 0)
+        assert send_group(store, envelopes, [], bytes(body_bytes), messages) == ([], 0)
     assert len(store.bodies("c")) == before
     for home, _, _ in envelopes:
         assert len(store.bodies(home)) == messages
@@ -779,14 +793,15 @@ def test_a_flush_empties_everything_for_everybody(make_store: MakeStore) -> None
     assert second.bodies("c") == [b"after"]
 
 
-def test_a_late_credit_after_a_flush_does_nothing(store: Store) -> None:
+def test_what_is_settled_after_a_flush_does_nothing(store: Store) -> None:
     """A leaf that is gone, even one whose place was taken, is not counted down."""
     store.send("a!x")
-    taken = store.take("a!", limit=8)
+    store.take("a!", limit=8)
     epoch = store.store.epoch()
     store.store.flush()
     store.send("a!x", capacity=1)
-    store.store.credit([(one.leaf, one.leaf_ident) for one in taken.messages], epoch=epoch)
+    store.take("a!", limit=8)
+    store.store.note_settled(Settled({"a!x": 0}, 0, epoch))
     with pytest.raises(ChannelFull):
         store.send("a!x", capacity=1)
 

@@ -77,11 +77,10 @@ def test_who_drains_meets_what_is_wrong(
     world = make_world(1)
     tasks = [world.wait(0, name) for name in ("x!a", "x!b")]
 
-    def credit(*_: object, **__: object) -> None:
+    def take(*_: object, **__: object) -> None:
         raise IPCError("damaged")
 
-    monkeypatch.setattr(world.layers[0]._site.messages, "credit", credit)
-    world.layers[0]._reception._owed.append((0, 0))
+    monkeypatch.setattr(world.layers[0]._site.messages, "take", take)
     world.send("x!a")
     world.settle()
     assert any(task.done() for task in tasks) and not world.faults
@@ -141,7 +140,7 @@ def test_a_callback_that_raises_leaves_nobody_asleep(
     def on_drop(_: object) -> None:
         raise error("of the callback's own")
 
-    world = World(lambda: make_layer(capacity=1, on_drop=on_drop), 1)
+    world = World(lambda: make_layer(channel_capacity={"x!c": 1}, on_drop=on_drop), 1)
     tasks = {name: world.wait(0, name) for name in ("x!a", "x!b", "y!a", "y!b")}
     drive(world.outside.group_add("g", "x!c"))
     for _ in range(2):

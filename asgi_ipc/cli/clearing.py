@@ -30,13 +30,6 @@ _AT_ONCE = 64  # messages of a process-specific queue in one transaction
 _KINDS = (L.KIND_MESSAGES, L.KIND_GROUPS)
 
 
-class _Everything:
-    """Contains whatever is asked for."""
-
-    def __contains__(self, _: object) -> bool:
-        return True
-
-
 @ending
 def flush(
     prefix: Prefix = "asgi",
@@ -96,16 +89,9 @@ def _drop_messages(layer: AsyncIPCChannelLayer, home: str) -> int:
     left = drive(layer._run(store.depth, home))
     dropped = 0
     while left > 0:
-        epoch = store.epoch()
-        taken = drive(
-            layer._run(store.take, (home,), limit=min(left, _AT_ONCE), wanted=_Everything())
-        )
+        taken = drive(layer._run(store.take, (home,), limit=min(left, _AT_ONCE), wanted=None))
         if not taken.messages:
             break  # somebody else was faster, or what was left has expired
-        # Were we killed here, those leaves would count them until they expire, as for any reader.
-        leaves = [(popped.leaf, popped.leaf_ident) for popped in taken.messages if popped.leaf]
-        if leaves:
-            drive(layer._run(store.credit, leaves, epoch=epoch))
         left -= len(taken.messages)
         dropped += len(taken.messages)
     return dropped

@@ -169,7 +169,7 @@ class Explorer:
         """Take the locks, which replays what was committed, and look at everything."""
         moment = _Moment({}, [])
         messages, groups = self.world.inspected
-        self._look_at(moment, messages, check_messages, see_messages)
+        self._look_at(moment, messages, check_messages, partial(see_messages, self.world.is_dead))
         self._look_at(moment, groups, check_groups, see_groups)
         return moment
 
@@ -267,7 +267,7 @@ class _Allowed:
         self.piecemeal = op.piecemeal
         if not all(alive for _, alive in rings):
             # The dead are reaped record by record, and others are rung in their place.
-            self.piecemeal |= {"parked", "owner", "slot", "hint"}
+            self.piecemeal |= {"parked", "owner", "slot", "hint", "held"}
 
     def judge(self, state: State) -> list[str]:
         if state in (self.before, self.after):
@@ -290,10 +290,17 @@ class _Allowed:
 
     def _is_between(self, key: Key, value: object) -> bool:
         before, after = self.before.get(key), self.after.get(key)
+        if key[0] == "held":  # what was read is told of before more is taken
+            return _number(value) <= max(_number(before), _number(after))
         if key[0] == "total":
             assert isinstance(before, int) and isinstance(after, int) and isinstance(value, int)
             return before <= value <= after
         return value in (before, after)
+
+
+def _number(value: object) -> int:
+    assert value is None or isinstance(value, int)
+    return value or 0
 
 
 def _difference(one: State, other: State) -> str:

@@ -38,7 +38,7 @@ def _random_op(world: World, dice: random.Random) -> Op | None:
             "claim",
             "release",
             "die",
-            "credit",
+            "settle",
             "add",
             "discard",
             "send group",
@@ -69,13 +69,21 @@ def _random_op(world: World, dice: random.Random) -> Op | None:
             return world.take_one(actor, dice.choice(CHANNELS))
         wanted = dice.sample(CHANNELS, 3)
         homes = dice.sample(HOMES, dice.randint(1, 3))
-        return world.take(actor, homes, limit=dice.choice((1, 64)), wanted=wanted)
+        limit = dice.choice((1, 64))
+        return world.take(
+            actor,
+            homes,
+            limit=limit,
+            wanted=wanted if dice.random() < 0.8 else None,
+            settles=dice.random() < 0.5,
+        )
     if what in ("wait", "look", "withdraw", "release", "die"):
         return _random_op_of_a_loop(world, dice, what)
     if what == "claim":
         return world.claim(actor) if len(world.loops) < LOOPS else None
-    if what == "credit":
-        return world.credit(actor, dice.randint(1, 5)) if actor.credits else None
+    if what == "settle":
+        world.read(actor, dice.randint(1, 5))
+        return world.settle(actor) if actor.read else None
     group = dice.choice(GROUPS)
     if what == "add":
         return world.add(actor, group, dice.choice(CHANNELS), dice.choice((5.0, 3600.0)))

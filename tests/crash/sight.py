@@ -6,6 +6,7 @@ out of it, and nothing else:
 
 * a message, membership or tombstone whose time is over is as good as gone (and counts as
   expired, whether somebody has dropped it yet or not);
+* what was drained is as good as gone when it has all expired, or whoever has it is dead;
 * an empty record that nobody is parked on is as good as gone, with the owner it remembers
   (its counts are part of the totals, wherever they are kept).
 """
@@ -13,7 +14,7 @@ out of it, and nothing else:
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from asgi_ipc import _layout as L
 from asgi_ipc._segment import Segment
@@ -36,7 +37,7 @@ def records(segment: Segment) -> Iterator[tuple[int, int, int, str]]:
             record = words[record + L.HASH_NEXT]
 
 
-def see_messages(segment: Segment, now_ns: int) -> State:
+def see_messages(is_dead: Callable[[int], bool], segment: Segment, now_ns: int) -> State:
     """Return the state of a messages segment."""
     words = segment.words
     state: State = {("epoch", "messages"): words[L.EPOCH]}
@@ -84,9 +85,15 @@ def see_messages(segment: Segment, now_ns: int) -> State:
             alive[home] = name
             state["owner", name] = words[home + L.CH_OWNER]
     for leaf, owner, name in leaves:
-        pending = words[leaf + L.CH_SENT] - words[leaf + L.CH_TAKEN] - expired_of.get(leaf, 0)
-        if pending and words[leaf + L.LEAF_DEADLINE] > now_ns:
-            state["leaf", homes[owner], name] = pending
+        drained = words[leaf + L.LEAF_DRAINED]
+        queued = words[leaf + L.CH_SENT] - drained - expired_of.get(leaf, 0)
+        held = drained - words[leaf + L.CH_TAKEN]
+        if words[owner + L.CH_HELD_UNTIL] <= now_ns or is_dead(words[leaf + L.LEAF_HOLDER]):
+            held = 0
+        if queued:
+            state["leaf", homes[owner], name] = queued
+        if held:
+            state["held", homes[owner], name] = held
     for what, count in totals.items():
         state["total", what] = count
     slots = words[L.SLOTS : L.BUCKETS].tolist()

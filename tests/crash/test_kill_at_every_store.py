@@ -10,6 +10,7 @@ import pytest
 
 from asgi_ipc import _fanout, _membership, _slots
 from asgi_ipc import _layout as L
+from asgi_ipc.names import home_of
 
 from .explorer import Explorer
 from .killing import in_child
@@ -44,6 +45,11 @@ def total(explorer: Explorer, what: str) -> int:
     count = explorer.look().state["total", what]
     assert isinstance(count, int)
     return count
+
+
+def held_of(explorer: Explorer, name: str) -> object:
+    """Return how many messages of a name lie in an inbox and count."""
+    return explorer.look().state.get(("held", home_of(name), name), 0)
 
 
 @pytest.mark.parametrize("seed", [2, 3])
@@ -144,8 +150,43 @@ def test_process_specific_messages_are_counted_once(make_explorer: MakeExplorer)
     explorer.run(world.send(one, "home!y"))
     explorer.run(world.send(other, "home!y", by_name=False))
     explorer.explore(world.take(other, ["home!"], limit=64, wanted=["home!x"]))
-    explorer.explore(world.credit(other, 2))
-    assert not explorer.look().problems
+    assert held_of(explorer, "home!x") == 1 and held_of(explorer, "home!y") == 1
+    world.read(other, 1)
+    explorer.explore(world.settle(other))
+    assert held_of(explorer, "home!x") == 0 and held_of(explorer, "home!y") == 1
+    for _ in range(2):
+        explorer.run(world.send(one, "home!x"))
+    world.read(other, 1)
+    explorer.explore(world.take(other, ["home!"], limit=64, settles=True))
+    assert held_of(explorer, "home!x") == 2 and held_of(explorer, "home!y") == 0
+    explorer.run(world.send(other, "home!y"))
+    explorer.explore(world.take(one, ["home!"], limit=64, wanted=None))
+    assert held_of(explorer, "home!x") == 2 and held_of(explorer, "home!y") == 0
+    check(explorer)
+
+
+def test_what_a_process_held_is_void_when_it_is_gone(make_explorer: MakeExplorer) -> None:
+    """When it is dead, when it has all expired, or when another drains: done or not done."""
+    explorer = make_explorer()
+    world = explorer.world
+    one, other = world.actors
+    for name in ("home!x", "home!x", "home!y"):
+        explorer.run(world.send(one, name, expiry_s=10.0, capacity=2))
+    explorer.run(world.claim(other))
+    explorer.explore(world.wait(world.loops[0], ["home!"], limit=64))
+    explorer.run(world.send(one, "home!x", expiry_s=10.0, capacity=2))
+    assert held_of(explorer, "home!x") == 2 and total(explorer, "full") == 1
+    world.dead.add(world.loops[0].process)
+    explorer.explore(world.send(one, "home!x", expiry_s=10.0, capacity=2))  # writes it off
+    assert held_of(explorer, "home!x") == 0 and held_of(explorer, "home!y") == 0
+    explorer.explore(world.take(other, ["home!"], limit=64))
+    assert held_of(explorer, "home!x") == 1
+    explorer.run(world.send(one, "home!y", expiry_s=10.0))
+    explorer.explore(world.take(one, ["home!"], limit=64))
+    assert held_of(explorer, "home!x") == 1 and held_of(explorer, "home!y") == 1  # it is its own
+    world.pass_time(11)
+    assert held_of(explorer, "home!y") == 0
+    explorer.explore(world.send(one, "home!y", capacity=1))
     check(explorer)
 
 

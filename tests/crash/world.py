@@ -20,7 +20,7 @@ from asgi_ipc._fanout import Envelope, GroupMessage
 from asgi_ipc._membership import GroupStore
 from asgi_ipc._segment import Segment
 from asgi_ipc._site import drop_dead_homes
-from asgi_ipc._store import Letter, MessageStore, Taken
+from asgi_ipc._store import Letter, MessageStore, Settled, Taken
 from asgi_ipc._witness import Life
 from asgi_ipc.exceptions import ChannelFull
 from asgi_ipc.names import home_of
@@ -98,7 +98,11 @@ class Actor:
         self.groups_segment = world.attach("groups", segment_class)
         self.groups = GroupStore(self.groups_segment)
         self.messages = MessageStore(self.messages_segment, world, self.groups.members_at)
-        self.credits: list[tuple[int, int]] = []  # of messages in its inboxes
+        own = 1001 + len(world.actors)
+        self.messages.slots.token = lambda: own  # of what it takes without a loop
+        self.messages.slots.is_own = lambda process: process == own
+        self.held: list[str] = []  # the names of messages in its inboxes
+        self.read: list[str] = []  # those that it has still to tell the others of
 
     @property
     def segments(self) -> tuple[Segment, Segment]:
@@ -129,7 +133,9 @@ class World:
         self._stand_ins = ((time, self.clock), (fcntl.flock, self._lock))
         for real, stand_in in self._stand_ins:
             assert replace_everywhere(real, stand_in), f"nobody uses {real} any more"
-        self.actors = [Actor(self, segment_class), Actor(self, segment_class)]
+        self.actors: list[Actor] = []
+        for _ in range(2):
+            self.actors.append(Actor(self, segment_class))
         self.loops: list[Loop] = []
         self.dead: set[int] = set()  # processes whose loops are gone
         self.inspected = (self.attach("messages"), self.attach("groups"))
@@ -158,6 +164,14 @@ class World:
         self.ledger.ring(slot, life is Life.ALIVE)
         return life
 
+    def token(self) -> int:
+        """Each actor has its own."""
+        raise NotImplementedError
+
+    def is_own(self, process: int) -> bool:
+        """Each actor has its own."""
+        raise NotImplementedError
+
     def heard(self, slot: int, token: int, process: int) -> Life:
         """What a store asks when it has committed."""
         return self.ask(process)
@@ -166,11 +180,14 @@ class World:
         """What a store calls for a loop that it reaps."""
 
     def ask(self, process: int) -> Life:
-        """Whether a process lives: each loop is one."""
-        dead = process in self.dead or any(
+        """Whether a process lives."""
+        return Life.DEAD if self.is_dead(process) else Life.ALIVE
+
+    def is_dead(self, process: int) -> bool:
+        """Whether a process does not: each loop is one."""
+        return process in self.dead or any(
             loop.dead for loop in self.loops if loop.process == process
         )
-        return Life.DEAD if dead else Life.ALIVE
 
     def learn(self, op: Op, result: Any) -> None:
         """Let the model know what an operation did and whom it rang."""
@@ -238,17 +255,39 @@ class World:
         return Op(f"send to all of {names}, capacity {capacity}", actor, run)
 
     def take(
-        self, actor: Actor, homes: list[str], *, limit: int = 1, wanted: Iterable[str] = ()
+        self,
+        actor: Actor,
+        homes: list[str],
+        *,
+        limit: int = 1,
+        wanted: Iterable[str] | None = (),
+        settles: bool = False,
     ) -> Op:
-        """Receive without waiting."""
+        """Receive without waiting.
+
+        Args:
+            settles: what was read is told of in the same hold of the lock.
+        """
+        names = None if wanted is None else tuple(wanted)
+        settled = self._settled(actor) if settles else Settled({})
 
         def run() -> Taken:
-            return actor.messages.take(homes, limit=limit, wanted=tuple(wanted))
+            return actor.messages.take(homes, limit=limit, wanted=names, settled=settled)
 
         def settle(taken: Taken) -> None:
-            actor.credits += [(m.leaf, m.leaf_ident) for m in taken.messages if m.leaf]
+            self._was_settled(actor, settled)
+            actor.held += [message.name for message in taken.messages if message.leaf]
 
-        return Op(f"take {limit} from {homes}, wanted {wanted}", actor, run, settle)
+        batch = frozenset({"held"} if settles else ())  # first the one, then the other
+        text = f"take {limit} from {homes}, wanted {wanted}, settled {settled}"
+        return Op(text, actor, run, settle, piecemeal=batch)
+
+    def _settled(self, actor: Actor, dropped: int = 0) -> Settled:
+        held = {name: actor.held.count(name) for name in actor.read}
+        return Settled(held, dropped, actor.messages.epoch())
+
+    def _was_settled(self, actor: Actor, settled: Settled) -> None:
+        actor.read = [name for name in actor.read if name not in settled.held]
 
     def take_one(self, actor: Actor, name: str) -> Op:
         """Receive without waiting, the short way: a home takes whatever is under it."""
@@ -286,7 +325,6 @@ class World:
             if not taken.messages:
                 loop.homes = list(dict.fromkeys([*loop.homes, *homes]))
                 return
-            loop.actor.credits += [(m.leaf, m.leaf_ident) for m in taken.messages if m.leaf]
             loop.homes = [home for home in loop.homes if home not in leave]
             loop.rung = bool(loop.homes)  # `aio` lets the others look soon
 
@@ -351,19 +389,19 @@ class World:
             loop,
         )
 
-    def credit(self, actor: Actor, count: int) -> Op:
-        """Uncount messages that left the inboxes."""
-        leaves = actor.credits[:count]
+    def read(self, actor: Actor, count: int) -> None:
+        """Let the first messages leave the inboxes of a process; nobody else is told."""
+        actor.read += actor.held[:count]
+        del actor.held[:count]
 
-        def settle(_: None) -> None:
-            del actor.credits[:count]
-
-        text = f"credit {len(leaves)}"
+    def settle(self, actor: Actor) -> Op:
+        """Tell the others what left the inboxes."""
+        settled = self._settled(actor, dropped=1)
         return Op(
-            text,
+            f"settle {settled}",
             actor,
-            lambda: actor.messages.credit(leaves, 1, epoch=actor.messages.epoch()),
-            settle,
+            lambda: actor.messages.note_settled(settled),
+            lambda _: self._was_settled(actor, settled),
         )
 
     def flush_messages(self, actor: Actor) -> Op:
@@ -371,7 +409,8 @@ class World:
 
         def settle(_: None) -> None:
             for one in self.actors:
-                one.credits.clear()
+                one.held.clear()
+                one.read.clear()
 
         return Op("flush messages", actor, actor.messages.flush, settle)
 

@@ -40,16 +40,22 @@ class Model:
     def send(self, name: str, expiry_ns: int) -> bool:
         """Queue the next message; False if the channel is full."""
         counted = name if self.by_name else home_of(name)
-        waiting = [one for one in self.live(counted) if one.is_direct or "!" not in name]
-        if len(waiting) >= self.capacity_of(counted):
+        if self._is_full(counted, True):
             return False
         self._put(name, expiry_ns, True)
         return True
 
+    def _is_full(self, counted: str, is_direct: bool) -> bool:
+        """Whether a channel has its capacity of either kind; an ordinary one, of both together."""
+        waiting = self.live(counted)
+        if "!" in counted:
+            waiting = [one for one in waiting if one.is_direct == is_direct]
+        return len(waiting) >= self.capacity_of(counted)
+
     def group_send(self, group: str, expiry_ns: int) -> None:
         """Queue one message for every member that has room."""
         for name, deadline_ns in self.groups.get(group, {}).items():
-            if deadline_ns > self.now_ns and len(self.live(name)) < self.capacity_of(name):
+            if deadline_ns > self.now_ns and not self._is_full(name, False):
                 self._put(name, expiry_ns, False)
 
     def _put(self, name: str, expiry_ns: int, is_direct: bool) -> None:
