@@ -10,19 +10,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
+import stat
 import struct
 import threading
 import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import posix_ipc
-
 from . import _layout as L
 from . import _procfs
+from ._bell import bells_directory
 from ._segment import Segment
 from .exceptions import (
     SegmentCorrupt,
@@ -267,21 +268,35 @@ class Image(Segment):
 
 def _open(name: str) -> int:
     try:
-        fd: int = posix_ipc.SharedMemory(name, read_only=True).fd
-    except posix_ipc.ExistentialError as exc:
+        fd = _open_file(name)
+    except FileNotFoundError as exc:
         raise NoSite(
             f"there is no segment {name}: no process of the site has started yet, or the prefix is "
             "another one"
         ) from exc
-    except posix_ipc.PermissionsError as exc:
+    except PermissionError as exc:
         raise SegmentPermission(
             f"segment {name} belongs to another user and may not be read: run this as the user "
             "of the site"
         ) from exc
-    except ValueError as exc:
-        raise SegmentMismatch(
-            f"something that is no file stands in the place of segment {name}: remove it or "
-            "choose another prefix"
-        ) from exc
-    os.set_inheritable(fd, False)
+    except OSError as exc:
+        if exc.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        raise _no_file(name) from exc  # a symlink, a socket
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _no_file(name)
     return fd
+
+
+def _open_file(name: str) -> int:
+    """Open what has the name, for reading: never through a symlink, nor waiting at a FIFO."""
+    path = os.path.dirname(bells_directory(name[1:])) + name
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _no_file(name: str) -> SegmentMismatch:
+    return SegmentMismatch(
+        f"something that is no file stands in the place of segment {name} (a symlink, a directory, "
+        "a FIFO): find out who made it, and remove it, or choose another prefix"
+    )

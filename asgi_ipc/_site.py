@@ -13,7 +13,6 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from . import _layout as L
@@ -21,6 +20,7 @@ from ._bell import Anchor, Ringer, bells_directory, make_directory
 from ._inotify import IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVE_SELF, Inotify, open_inotify
 from ._membership import GroupStore
 from ._port import HostLoop, Port, runs_here
+from ._removing import remove_site
 from ._segment import Detached, LockBusy, Segment
 from ._store import MessageStore
 from .exceptions import IPCError
@@ -136,16 +136,13 @@ class Site:
             self.groups.segment.close()
 
     def unlink(self) -> None:
-        """Detach and remove segments and sockets from the machine."""
+        """Detach and remove segments and sockets from the machine.
+
+        Raises:
+            SegmentError: what stands in their places is another user's, or no file of ours.
+        """
         self.close()
-        for name in ("messages", "groups"):
-            Segment.unlink_name(f"/{self.prefix}-{name}")
-        directory = bells_directory(self.prefix)
-        with suppress(OSError):  # ENOENT: nobody ever waited; ENOTEMPTY: somebody is starting to
-            for name in os.listdir(directory):
-                with suppress(FileNotFoundError):  # its owner was faster
-                    os.unlink(os.path.join(directory, name))
-            os.rmdir(directory)
+        remove_site(self.prefix)
 
     def watch(self) -> None:
         """Notice that somebody removed segments or doors underneath us, say so, and follow.

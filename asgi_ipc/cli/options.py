@@ -6,7 +6,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, NoReturn, ParamSpec, TextIO, TypeVar
 
 import typer
 from rich.console import Console
@@ -26,6 +26,7 @@ __all__ = [
     "console",
     "ending",
     "fail",
+    "is_terminal",
     "print_json",
 ]
 
@@ -71,16 +72,21 @@ Patience = Annotated[
 Limit = Annotated[int, typer.Option("--limit", "-n", min=0, help="Show this many; 0: all.")]
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is a terminal; one that was closed at the start is none."""
+    return stream is not None and stream.isatty()
+
+
 def console() -> Console:
     """Return where tables go: coloured and fitted on a terminal, plain and wide elsewhere."""
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         return Console(highlight=False)
     return Console(highlight=False, width=_WIDE, force_terminal=False, color_system=None)
 
 
 def print_json(document: dict[str, Any]) -> None:
     """Print one document, on one line unless it is a terminal."""
-    indent = 2 if sys.stdout.isatty() else None
+    indent = 2 if is_terminal(sys.stdout) else None
     print(json.dumps(document, indent=indent, allow_nan=False), flush=True)
 
 

@@ -35,7 +35,9 @@ Capacity = Annotated[
 
 
 def _text(message: str) -> str:
-    return sys.stdin.read() if message == "-" else message
+    if message != "-":
+        return message
+    return sys.stdin.read() if sys.stdin is not None else ""  # closed at the start
 
 
 @ending

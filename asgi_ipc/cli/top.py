@@ -24,7 +24,7 @@ from ..exceptions import SegmentError, StoreLocked
 from . import looking, tables, words
 from .codes import Code
 from .looking import ChannelOrder
-from .options import AsJson, Patience, Prefix, ending, fail
+from .options import AsJson, Patience, Prefix, ending, fail, is_terminal
 from .rates import Rates
 from .terminal import Terminal
 
@@ -296,7 +296,7 @@ def top(
             prefix=prefix, as_json=True, limit=0, pattern="", watch=interval, patience=patience
         )
         return
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         fail(Code.USAGE, "top needs a terminal: use 'stats --watch 1' without one", as_json=False)
     choices = Choices(interval_s=interval)
     with Inspector(prefix, patience=patience) as inspector, Terminal() as terminal:
