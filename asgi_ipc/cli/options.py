@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn, ParamSpec, TextIO, TypeVar
@@ -16,6 +15,7 @@ from ..exceptions import InvalidName, IPCError
 from ..names import check_group
 from . import words
 from .codes import Code, code_of
+from .messages import dumps
 
 __all__ = [
     "AsJson",
@@ -87,7 +87,7 @@ def console() -> Console:
 def print_json(document: dict[str, Any]) -> None:
     """Print one document, on one line unless it is a terminal."""
     indent = 2 if is_terminal(sys.stdout) else None
-    print(json.dumps(document, indent=indent, allow_nan=False), flush=True)
+    print(dumps(document, indent=indent, allow_nan=False), flush=True)
 
 
 def fail(code: Code, text: str, *, as_json: bool, **details: Any) -> NoReturn:

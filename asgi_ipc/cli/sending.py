@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from ..names import check_channel, check_group
 from . import words
 from .attaching import layer_of
 from .codes import Code
-from .messages import from_json, to_json
+from .messages import dumps, from_json, to_json
 from .options import AsJson, Patience, Prefix, ending, fail, print_json
 
 __all__ = ["group_send", "receive", "send"]
@@ -115,7 +114,7 @@ def receive(
             if as_json:
                 print_json({"prefix": prefix, "channel": name, "message": message})
             else:
-                print(json.dumps(message), flush=True)
+                print(dumps(message), flush=True)
             received += 1
 
 

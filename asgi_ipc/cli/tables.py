@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from .._peek import Member
 from .._procfs import is_stopped
 from .._reading import Channel, Group, Memory, Process, Reading
 from . import words
+from .messages import dumps
 from .rates import Rates
 
 __all__ = [
@@ -211,7 +211,7 @@ def stats_view(
 
 def _readable(message: Any) -> str:
     """Return JSON that people read: letters as they are, but nothing that moves the cursor."""
-    text = json.dumps(message, ensure_ascii=False)
+    text = dumps(message, ensure_ascii=False)
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, ChannelFull
+from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, _peek
+from asgi_ipc._inspect import Inspector
 
 from .conftest import COMMAND
 from .screens import Screen
@@ -239,3 +240,18 @@ def test_tables_are_for_people(make_layer: MakeLayer, run: Run) -> None:
     layer.sync.send("nasty", {"text": "\x1b[2J\x9b2J\u202e"})
     assert r"\u001b[2J\u009b2J\u202e" in run("peek", "nasty").out
     assert "no message waits" in run("peek", "empty").err
+
+
+def test_peek_looks_at_some_whatever_the_time(
+    make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that loses the processor at once has still looked at a hundred messages."""
+    layer = make_layer(capacity=1000)
+    for n in range(150):
+        layer.sync.send("jobs", {"n": n})
+        layer.sync.group_add("chat", f"home!{n}")
+    monkeypatch.setattr(_peek, "HOLD_S", 0.0)
+    with Inspector(layer.prefix) as inspector:
+        assert _peek.peek(inspector.messages, "jobs", 1000).searched == 100
+        found = _peek.members(inspector.groups, "chat", 1000)
+    assert found is not None and len(found[0]) == 100 and not found[1]

@@ -7,9 +7,11 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgpack
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc._codec import encode
 from asgi_ipc.cli.messages import from_json, to_json
 from asgi_ipc.exceptions import InvalidMessage
 
@@ -30,7 +32,28 @@ UNUSUAL = {
     "numbers": {1: "one", 2: b"two"},
     "mark": {"$bytes": "text"},
     "text": "ünïcode",
+    "when": msgpack.Timestamp(1_700_000_000, 5),
+    "other": [msgpack.ExtType(5, b"\x00")],
 }
+
+
+def nested(levels: int) -> dict[str, Any]:
+    """A dict in a dict, and so on."""
+    message: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        message = {"a": message}
+    return message
+
+
+def deepest() -> int:
+    """How many levels of dicts this msgpack packs."""
+    levels = 256
+    try:
+        while True:
+            encode(nested(levels + 1))
+            levels += 1
+    except TypeError:
+        return levels
 
 
 @pytest.mark.parametrize("message", [{}, {"a": 1}, UNUSUAL, {"$float": 1}, {(1, 2): "pair"}])
@@ -40,12 +63,41 @@ def test_json_of_a_message_means_the_same_again(message: dict[Any, Any]) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nonsense", "[]", '"text"', '{"a": {"$bytes": "*"}}', '{"$float": "x"}']
+    "text",
+    [
+        "",
+        "nonsense",
+        '{"$timestamp": [1]}',
+        '{"a": {"$ext": [200, ""]}}',
+        "[" * 99999,
+        "[]",
+        '"text"',
+        '{"a": {"$bytes": "*"}}',
+        '{"$float": "x"}',
+    ],
 )
 def test_what_is_no_message_is_refused(text: str) -> None:
     """The error says that it is the JSON which is wrong."""
     with pytest.raises(InvalidMessage, match="JSON"):
         from_json(text)
+
+
+def test_what_can_be_sent_can_be_shown_and_taken(make_layer: MakeLayer, run: Run) -> None:
+    """Nothing is taken and then lost for want of a way to print it, however deep or unusual."""
+    layer = make_layer()
+    messages: list[dict[Any, Any]] = [
+        UNUSUAL,
+        nested(505),
+        nested(deepest()),
+        {(1, (2,)): "\ud800"},
+    ]
+    for message in messages:
+        layer.sync.send("jobs", message)
+    assert run("peek", "jobs", "--json").out.count('"position"') == len(messages)
+    assert '"$timestamp": [1700000000, 5]' in run("peek", "jobs").out
+    for message in messages:
+        taken = from_json(run("receive", "jobs", "--timeout", "0").out)
+        assert encode(taken) == encode(message)  # to compare such depths goes too deep
 
 
 def test_sent_messages_arrive(make_layer: MakeLayer, run: Run, read: Read) -> None:
