@@ -62,7 +62,12 @@ class LockHeld(StoreLocked):
         who = "an unknown process" if holder.pid is None else f"process {holder.pid}"
         if holder.command:
             who += f" ({holder.command})"
-        if holder.is_stopped:
+        if holder.frozen is not None:
+            text = (
+                f"segment {segment} is locked by {who}, whose control group is frozen (docker "
+                f"pause?): thaw it ({holder.frozen}); a kill would wait for that as well"
+            )
+        elif holder.is_stopped:
             since = "" if holder.idle_s is None else f" for {holder.idle_s:.1f} s"
             text = (
                 f"segment {segment} is locked by {who}, which has been stopped{since} (state "

@@ -22,7 +22,10 @@ __all__ = [
     "lock_holder",
     "mapping",
     "state_of",
+    "thawing",
 ]
+
+_CGROUPS = "/sys/fs/cgroup"
 
 
 class Holder(NamedTuple):
@@ -33,17 +36,19 @@ class Holder(NamedTuple):
         state: the kernel's letter for it: R runs, S sleeps, T is stopped, ...
         command: its command line.
         idle_s: seconds since any of its threads last ran: for how long it has been stopped.
+        frozen: how to thaw it, when its control group is frozen (docker pause): a command.
     """
 
     pid: int | None
     state: str | None
     command: str | None
     idle_s: float | None
+    frozen: str | None = None
 
     @property
     def is_stopped(self) -> bool:
         """Whether it will not go on by itself."""
-        return is_stopped(self.state)
+        return is_stopped(self.state) or self.frozen is not None
 
 
 UNKNOWN = Holder(None, None, None, None)
@@ -66,7 +71,7 @@ def lock_holder(fd: int) -> Holder | None:
             pid = int(fields[4])
             if pid <= 0:  # it lives in a PID namespace that this one cannot see into
                 return UNKNOWN
-            return Holder(pid, state_of(pid), command_line(pid), _idle_s(pid))
+            return Holder(pid, state_of(pid), command_line(pid), _idle_s(pid), thawing(pid))
     return None
 
 
@@ -80,6 +85,24 @@ def command_line(pid: int) -> str | None:
     """Return a process's command line; ``None`` if there is no such process."""
     words = _read(f"/proc/{pid}/cmdline").rstrip("\0").replace("\0", " ")
     return words or _read(f"/proc/{pid}/comm").strip() or None
+
+
+def thawing(pid: int) -> str | None:
+    """Return the command that thaws a process of a frozen control group; ``None``: it is not.
+
+    A signal, a kill as well, may wait for the thaw.
+    """
+    for line in _read(f"/proc/{pid}/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "freezer":
+            group = f"{_CGROUPS}/freezer{path}"
+            if _read(f"{group}/freezer.state").strip() in ("FROZEN", "FREEZING"):
+                return f"echo THAWED > {group.rstrip('/')}/freezer.state"
+        elif not controllers:
+            for root in (_CGROUPS, f"{_CGROUPS}/unified"):
+                if "frozen 1" in _read(f"{root}{path}/cgroup.events"):
+                    return f"echo 0 > {root}{path.rstrip('/')}/cgroup.freeze"
+    return None
 
 
 def _idle_s(pid: int) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Annotated
 
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "channels": looking.channels,
     "groups": looking.groups,
     "processes": looking.processes,
+    "sites": examining.sites,
     "peek": looking.peek,
     "send": sending.send,
     "receive": sending.receive,
@@ -41,8 +43,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench.bench,
     "serve": serving.serve,
 }
+
+
+def _unwrapped(docstring: str) -> str:
+    """Return a docstring with each paragraph on one line: the window is what it is wrapped for."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, help=_unwrapped(command.__doc__ or ""))(command)
 
 
 def _print_version(wanted: bool) -> None:

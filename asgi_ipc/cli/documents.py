@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .. import _codec
+from .._doctor import StandingSite
 from .._peek import Member, Peek
 from .._reading import Channel, Group, Loop, Memory, Process, Reading
 from ..exceptions import SegmentCorrupt
@@ -20,6 +21,7 @@ __all__ = [
     "members_document",
     "peek_document",
     "process_document",
+    "site_document",
     "stats_document",
 ]
 
@@ -95,6 +97,12 @@ def members_document(
 def process_document(process: Process) -> dict[str, Any]:
     """Return one process."""
     return {**process._asdict(), "loops": [_loop(loop) for loop in process.loops]}
+
+
+def site_document(site: StandingSite) -> dict[str, Any]:
+    """Return one site of the machine."""
+    created = None if site.created is None else _moment(site.created)
+    return {**site._asdict(), "created": created}
 
 
 def peek_document(prefix: str, channel: str, peek: Peek) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .._doctor import StandingSite
 from .._peek import Member
 from .._procfs import is_stopped
 from .._reading import Channel, Group, Memory, Process, Reading
@@ -26,6 +28,7 @@ __all__ = [
     "memory_table",
     "messages_table",
     "processes_table",
+    "sites_table",
     "stats_view",
     "totals_table",
 ]
@@ -111,6 +114,32 @@ def processes_table(processes: Iterable[Process]) -> Table:
             _text(process.command or ""),
         )
     return table
+
+
+def sites_table(sites: Iterable[StandingSite]) -> Table:
+    """Return the sites of a machine, one a line."""
+    numbers = ("processes", "memory", "age")
+    table = _table("prefix", "owner", *numbers, "state", "note", right=numbers)
+    styles = {"alive": "green", "stale": "yellow", "unknown": "dim"}
+    for one in sites:
+        age_s = None if one.created is None else max(0.0, time.time() - one.created)
+        table.add_row(
+            _text(one.prefix),
+            _text(_user(one.owner)),
+            words.count(len(one.pids)),
+            words.size(one.backed_bytes),
+            words.age(age_s),
+            Text(one.state, style=styles[one.state]),
+            _text(one.note),
+        )
+    return table
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)  # of a container, say: no name for it here
 
 
 def _state(process: Process) -> Text:
