@@ -266,6 +266,11 @@ class Image(Segment):
             buffer.extend(bytes(len(self.memory) - len(buffer)))
         memoryview(buffer)[: len(self.memory)] = memoryview(self.memory)
 
+    def filesystem_bytes(self) -> int:
+        """Return what is free of the filesystem that it is on."""
+        room = os.fstatvfs(self.lock_fd)
+        return room.f_bavail * room.f_frsize
+
     def inode(self) -> int:
         """Return the number of the file, by which ``/proc`` knows it."""
         return os.fstat(self.lock_fd).st_ino

@@ -25,6 +25,8 @@ __all__ = [
     "thawing",
 ]
 
+_SPAWNED = ("from multiprocessing.spawn import", "from multiprocessing.forkserver import")
+_CHILD = " (child)"
 _CGROUPS = "/sys/fs/cgroup"
 
 
@@ -82,9 +84,23 @@ def state_of(pid: int) -> str | None:
 
 
 def command_line(pid: int) -> str | None:
-    """Return a process's command line; ``None`` if there is no such process."""
+    """Return a process's command line; ``None`` if there is no such process.
+
+    Of a child that multiprocessing has spawned, whose own says nothing, its parent's.
+    """
     words = _read(f"/proc/{pid}/cmdline").rstrip("\0").replace("\0", " ")
+    if any(mark in words for mark in _SPAWNED):
+        parent = _parent_of(pid)
+        if parent is not None and parent > 1:
+            line = command_line(parent)
+            return line and line.removesuffix(_CHILD) + _CHILD
     return words or _read(f"/proc/{pid}/comm").strip() or None
+
+
+def _parent_of(pid: int) -> int | None:
+    _, _, rest = _read(f"/proc/{pid}/stat").rpartition(")")
+    fields = rest.split()
+    return int(fields[1]) if len(fields) > 1 else None
 
 
 def thawing(pid: int) -> str | None:
@@ -129,7 +145,9 @@ def _last_ran_s(path: str) -> float | None:
 
 
 def mapping(files: Iterable[tuple[str, int]]) -> set[int]:
-    """Return the processes that have one of these files mapped: all that are attached.
+    """Return the processes that have one of these files mapped for writing: all that are attached.
+
+    One that only looks has it mapped for reading.
 
     Args:
         files: the last part of a file's path, and its inode; the name may be gone already.
@@ -149,7 +167,7 @@ def _maps_one(maps: str, wanted: list[tuple[str, str]]) -> bool:
     for line in maps.splitlines():
         # "7f..-7f.. rw-s 00000000 00:1a 42   /dev/shm/mysite-messages (deleted)"
         fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[3] != "00:00":
+        if len(fields) == 6 and fields[1][1] == "w" and fields[3] != "00:00":
             path = fields[5].removesuffix(" (deleted)")
             if any(path.endswith(name) and fields[4] == inode for name, inode in wanted):
                 return True

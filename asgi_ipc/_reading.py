@@ -145,7 +145,8 @@ class Memory(NamedTuple):
         size: what it may take at most.
         backed: what it takes of the machine's memory now; never given back.
         used: what messages and records take of that.
-        free: what is left of ``size`` for messages and records.
+        free: what is left of ``size`` for messages and records, as far as the filesystem has it.
+        growth: how much of that is not backed yet.
         largest_free: the largest piece of it.
         is_exact: False when there are too many free pieces to count in one go; then ``free``
             is too small and ``used`` too large.
@@ -156,6 +157,7 @@ class Memory(NamedTuple):
     backed: int
     used: int
     free: int
+    growth: int
     largest_free: int
     is_exact: bool
 

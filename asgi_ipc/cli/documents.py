@@ -142,6 +142,7 @@ def _memory(memory: Memory) -> dict[str, Any]:
         "backed_bytes": memory.backed,
         "used_bytes": memory.used,
         "free_bytes": memory.free,
+        "growth_bytes": memory.growth,
         "largest_free_bytes": memory.largest_free,
         "is_exact": memory.is_exact,
     }

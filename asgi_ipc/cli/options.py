@@ -77,12 +77,12 @@ Patience = Annotated[
 Limit = Annotated[int, typer.Option("--limit", "-n", min=0, help="Show this many; 0: all.")]
 
 
-def size_in_bytes(text: str) -> int:
+def size_in_bytes(text: str | int) -> int:
     """Return a number of bytes that may have a unit: ``4194304``, ``4MiB``, ``1.5 g``, ``64 MB``.
 
     A letter alone is a power of 1,024, as in Docker's ``--shm-size``; KB, MB and GB are of 1,000.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = _SIZE.fullmatch(str(text).strip())
     if match is None:
         raise typer.BadParameter(f"{text!r} is not a size like 4194304, 4MiB or 64m")
     number, unit = match[1], match[2].lower()

@@ -175,6 +175,26 @@ def test_unlink_removes_what_nobody_uses(
     assert names_left(prefix) == []
 
 
+def test_who_only_looks_is_not_attached(
+    make_layer: MakeLayer, prefix: str, read: Read, start: Callable[..., Child]
+) -> None:
+    """``top`` beside a stopped site does not keep it from being removed, and goes on."""
+    make_layer().close_now()
+    looker = start("""
+from asgi_ipc._inspect import Inspector
+inspector = Inspector(PREFIX)
+say("looks")
+sys.stdin.readline()
+inspector.close()
+""")
+    looker.expect("looks")
+    assert looker.pid not in [one["pid"] for one in read("processes")["processes"]]
+    assert looker.pid not in [one["pid"] for one in read("unlink", "--force")["processes"]]
+    assert names_left(prefix) == []
+    looker.tell()
+    looker.end()
+
+
 def test_unlink_by_force_says_who_was_attached(
     make_layer: MakeLayer, read: Read, prefix: str
 ) -> None:

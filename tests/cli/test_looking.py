@@ -13,6 +13,7 @@ import pytest
 from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, _peek
 from asgi_ipc._inspect import Inspector
 
+from ..doctor.grounds import ground, needs_mount, shm
 from .conftest import COMMAND
 from .screens import Screen
 
@@ -233,7 +234,7 @@ def test_tables_are_for_people(make_layer: MakeLayer, run: Run) -> None:
     layer.sync.send("jobs", {"hello": "world"})
     layer.sync.group_add("chat", "jobs")
     text = run("stats").out
-    for word in ("jobs", "chat", "message waiting", "refused: channel full", "largest free"):
+    for word in ("jobs", "chat", "message waiting", "refused: channel full", "largest"):
         assert word in text
     assert "\x1b" not in text
     assert "hello" in run("peek", "jobs").out
@@ -255,3 +256,68 @@ def test_peek_looks_at_some_whatever_the_time(
         assert _peek.peek(inspector.messages, "jobs", 1000).searched == 100
         found = _peek.members(inspector.groups, "chat", 1000)
     assert found is not None and len(found[0]) == 100 and not found[1]
+
+
+@needs_mount
+def test_memory_is_what_the_filesystem_has(start: Callable[..., Child]) -> None:
+    """Where /dev/shm is full there is nothing left to grow by, whatever the segment's size."""
+    child = start(
+        """
+import subprocess
+layer = IPCChannelLayer(PREFIX, message_memory=100 << 20, group_memory=20 << 20)
+layer.send("jobs", {})
+room = os.statvfs("/dev/shm")
+with open("/dev/shm/fill", "wb") as file:
+    os.posix_fallocate(file.fileno(), 0, (room.f_bavail - 8) * room.f_frsize)
+command = [sys.executable, "-m", "asgi_ipc", "stats", "-p", PREFIX, "--json"]
+print(subprocess.run(command, capture_output=True, text=True).stdout)
+""",
+        wrapper=ground(shm("size=4m")),
+    )
+    messages, groups = json.loads(child.end())["memory"]
+    assert messages["growth_bytes"] == groups["growth_bytes"] == 8 * 4096
+    assert 900_000 < messages["free_bytes"] < 2 << 20
+    assert messages["largest_free_bytes"] < 2 << 20
+
+
+def test_workers_of_multiprocessing_have_their_parents_command(
+    make_layer: MakeLayer, start: Callable[..., Child], read: Read
+) -> None:
+    """Their own, as uvicorn's workers have it, says nothing."""
+    layer = make_layer()
+    child = start(
+        """
+import subprocess
+program = '''
+import multiprocessing, sys, time
+from asgi_ipc import IPCChannelLayer
+def work(prefix, ready):
+    layer = IPCChannelLayer(prefix, message_memory=8 << 20, group_memory=4 << 20)
+    ready.send(1)
+    time.sleep(600)
+if __name__ == "__main__":
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    worker = multiprocessing.get_context("spawn").Process(target=work, args=(sys.argv[1], theirs))
+    worker.start()
+    ours.recv()
+    print(worker.pid, flush=True)
+    sys.stdin.readline()
+    worker.kill()
+    worker.join()
+'''
+import tempfile
+with tempfile.TemporaryDirectory() as directory:
+    with open(f"{directory}/my_server.py", "w") as file:
+        file.write(program)
+    server = subprocess.Popen([sys.executable, f"{directory}/my_server.py", PREFIX],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    say(server.stdout.readline().strip())
+    sys.stdin.readline()
+    server.communicate("")
+"""
+    )
+    pid = int(child.line())
+    processes = {process["pid"]: process for process in read("processes")["processes"]}
+    assert processes[pid]["command"].endswith(f"my_server.py {layer.prefix} (child)")
+    child.tell()
+    child.end()
