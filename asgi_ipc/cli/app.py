@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import bench, clearing, examining, looking, mending, sending, serving, top
+from . import bench, clearing, examining, listening, looking, mending, sending, serving, top
 from .options import AsJson, checked_prefix
 
 __all__ = ["app"]
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "processes": looking.processes,
     "sites": examining.sites,
     "peek": looking.peek,
+    "listen": listening.listen,
     "send": sending.send,
     "receive": sending.receive,
     "group-send": sending.group_send,
