@@ -24,7 +24,7 @@ from typing import ParamSpec, TypeVar
 from . import _layout as L
 from . import _procfs
 from ._bell import bells_directory
-from ._segment import Segment
+from ._segment import PICKLE_2, Segment, left_by_original
 from .exceptions import (
     SegmentCorrupt,
     SegmentError,
@@ -156,6 +156,8 @@ class Image(Segment):
         info = os.fstat(self.lock_fd)
         head = os.pread(self.lock_fd, 8 * (L.KIND_WORD + 1), 0)
         magic, version, ready, size, kind = struct.unpack("<5Q", head.ljust(40, b"\0"))
+        if magic & 0xFFFF == PICKLE_2:
+            raise SegmentMismatch(left_by_original(self.name))
         if magic not in (0, L.MAGIC):
             raise SegmentMismatch(
                 f"{self.name} exists but is not a segment of this asgi_ipc (magic {magic:#x}): "

@@ -12,6 +12,7 @@ import stat
 import struct
 
 from .. import _layout as L
+from .._segment import PICKLE_2
 from ..aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY
 
 __all__ = ["Raw"]
@@ -20,7 +21,6 @@ _DEFAULT_BYTES = {
     L.KIND_MESSAGES: DEFAULT_MESSAGE_MEMORY,
     L.KIND_GROUPS: DEFAULT_GROUP_MEMORY,
 }
-_PICKLE_2 = 0x0280  # what the original package kept in its segments
 
 
 class Raw:
@@ -94,7 +94,7 @@ class Raw:
     @property
     def is_original(self) -> bool:
         """Whether asgi_ipc 1.x made it."""
-        return self.word(L.MAGIC_WORD) & 0xFFFF == _PICKLE_2
+        return self.word(L.MAGIC_WORD) & 0xFFFF == PICKLE_2
 
     @property
     def is_ours(self) -> bool:

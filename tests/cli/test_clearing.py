@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc.exceptions import SegmentMismatch
 
 from .conftest import COMMAND
 from .screens import Screen
@@ -229,6 +231,27 @@ def test_unlink_does_not_follow_what_a_neighbour_put_there(
     assert "is no directory" in read("repair", code=5)["error"]["message"]
     assert os.listdir(behind) == ["0123456789ab"]
     os.unlink(f"/dev/shm/{prefix}-bells")
+
+
+def test_what_the_original_left_is_called_so_and_removed(
+    make_layer: MakeLayer, run: Run, prefix: str
+) -> None:
+    """In one wording, by every command and by a layer, with the command that removes all of it."""
+    names = [f"{kind}{prefix}-{name}" for kind in ("", "sem.") for name in ("messages", "groups")]
+    for name in names:
+        with open(f"/dev/shm/{name}", "wb") as file:
+            file.write(pickle.dumps({}, 2).ljust(1 << 16, b"\0"))
+        os.chmod(f"/dev/shm/{name}", 0o600)
+    remedy = f"asgi-ipc unlink --prefix {prefix}"
+    assert "was left by asgi_ipc 1.x" in run("stats", code=5).err
+    assert remedy in run("stats", code=5).err
+    with pytest.raises(SegmentMismatch, match=remedy):
+        make_layer()
+    doctor = run("doctor", "--quiet", code=1).out
+    assert "was left by asgi_ipc 1.x" in doctor and remedy in doctor
+    assert "left by asgi_ipc 1.x" in run("sites").out
+    run("unlink")
+    assert names_left(prefix) == [] and names_left("sem." + prefix) == []
 
 
 def test_unlink_leaves_files_that_are_not_ours(read: Read, run: Run, prefix: str) -> None:
