@@ -21,6 +21,8 @@ class Totals(NamedTuple):
         memory_full: sends refused with ``ChannelFull`` because the memory was full.
         dropped: members that did not get a group message because there was no room.
         flushed: messages dropped by a flush.
+        copies: places beyond the first that group messages were queued at.
+        shared: members of groups beyond one a place that they were for.
         pending: messages that wait now.
         channels: queues that have a record now.
         oldest_age_s: how long the oldest waiting message has waited; 0: none waits.
@@ -33,9 +35,21 @@ class Totals(NamedTuple):
     memory_full: int
     dropped: int
     flushed: int
+    copies: int
+    shared: int
     pending: int
     channels: int
     oldest_age_s: float
+
+    @property
+    def messages(self) -> int:
+        """Messages sent: one to a group counts once. While some are sent it is a little behind."""
+        return max(0, self.sent - self.copies)
+
+    @property
+    def deliveries(self) -> int:
+        """Channels that messages were for: of a group its members, those excluded as well."""
+        return self.sent + self.shared
 
 
 class Leaf(NamedTuple):

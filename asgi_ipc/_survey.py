@@ -42,6 +42,8 @@ _COUNTERS = (
     ("memory_full", L.COUNT_MEMORY_FULL),
     ("dropped", L.COUNT_DROPPED),
     ("flushed", L.COUNT_FLUSHED),
+    ("copies", L.COUNT_COPIES),
+    ("shared", L.COUNT_SHARED),
 )
 
 

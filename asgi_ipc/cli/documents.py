@@ -50,7 +50,11 @@ def stats_document(
     return {
         **frame(reading),
         "created": _moment(reading.created),
-        "totals": totals._asdict(),
+        "totals": {
+            **totals._asdict(),
+            "messages": totals.messages,
+            "deliveries": totals.deliveries,
+        },
         "per_second": rates.totals,
         "drops": {
             "channel_full": totals.full,

@@ -6,7 +6,10 @@ from .._reading import Channel, Reading
 
 __all__ = ["RATED", "Rates"]
 
-RATED = ("sent", "received", "expired", "full", "memory_full", "dropped", "flushed")
+RATED = (
+    "messages", "deliveries", "sent", "received", "expired", "full", "memory_full", "dropped",
+    "flushed",
+)  # fmt: skip
 
 
 class Rates:
@@ -35,6 +38,8 @@ class Rates:
             name: _grown(getattr(reading.totals, name), getattr(before.totals, name)) / elapsed_s
             for name in RATED
         }
+        if reading.totals.messages < before.totals.messages:
+            self.totals["messages"] = 0.0  # a little behind: see there
         sent = {channel.name: channel.sent for channel in before.channels}
         self._channels = {
             channel.name: _grown(channel.sent, sent.get(channel.name, 0)) / elapsed_s

@@ -213,8 +213,9 @@ def totals_table(reading: Reading, rates: Rates) -> Table:
     totals, per_second = reading.totals, rates.totals or {}
     table = _table("", "total", "per second", right=("total", "per second"))
     for label, name, style in (
-        ("sent", "sent", ""),
-        ("received", "received", ""),
+        ("messages sent", "messages", ""),
+        ("deliveries, of groups each member", "deliveries", ""),
+        ("taken from queues", "received", ""),
         ("refused: channel full", "full", "red"),
         ("refused: memory full", "memory_full", "red"),
         ("group members skipped: full", "dropped", "red"),

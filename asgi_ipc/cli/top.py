@@ -202,8 +202,11 @@ class Picture:
         reading, per_second = self.reading, self.rates.totals or {}
         totals = reading.totals
         counts = Text.assemble(
-            f"sent {words.count(totals.sent)} ",
-            (words.rate(per_second.get("sent")), "green"),
+            f"sent {words.count(totals.messages)} ",
+            (words.rate(per_second.get("messages")), "green"),
+            f"  deliveries {words.count(totals.deliveries)}"
+            if totals.deliveries != totals.messages
+            else "",
             f"  received {words.count(totals.received)} ",
             (words.rate(per_second.get("received")), "green"),
             f"  waiting {words.count(totals.pending)}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,30 @@ def test_stats_counts_everything_with_its_cause(make_layer: MakeLayer, read: Rea
     assert document["processes"][0]["pid"] == os.getpid()
     assert document["per_second"] is None
     assert not document["pending_log"]
+
+
+def test_messages_to_groups_count_once_and_their_deliveries_for_each_member(
+    make_layer: MakeLayer, read: Read, run: Run
+) -> None:
+    """Three sends to twenty members in two processes are three messages and sixty deliveries."""
+    layer = make_layer()
+    for n in range(20):
+        layer.sync.group_add("chat", f"home{n % 2}!{n}")
+    for _ in range(3):
+        layer.sync.group_send("chat", {})
+    totals = read("stats")["totals"]
+    assert (totals["messages"], totals["deliveries"], totals["sent"]) == (3, 60, 6)
+    layer.sync.group_add("chat", "ordinary")
+    layer.sync.group_send("chat", {}, exclude=["home0!0"])
+    layer.sync.send("ordinary", {})
+    totals = read("stats")["totals"]
+    assert (totals["messages"], totals["deliveries"], totals["sent"]) == (5, 82, 10)
+    assert re.search(r"messages sent +5\b", run("stats").out)
+    for n in range(60):  # more homes than go into one transaction
+        layer.sync.group_add("large", f"large{n}!a")
+    layer.sync.group_send("large", {})
+    totals = read("stats")["totals"]
+    assert (totals["messages"], totals["deliveries"], totals["sent"]) == (6, 142, 70)
 
 
 def test_what_is_counted_adds_up_with_the_layers_own_statistics(
