@@ -103,6 +103,8 @@ def receive(
     Waits for ever unless --timeout is given. What is printed is gone from the channel.
     """
     check_channel(channel)
+    if sys.stdout is None:
+        fail(Code.USAGE, "standard output is closed: what is taken would be lost", as_json=False)
     with layer_of(prefix, patience=patience, block_timeout=timeout or None) as layer:
         received = 0
         while not count or received < count:
@@ -111,10 +113,14 @@ def receive(
                 wait = f"within {timeout:g} s" if timeout else "just now"
                 fail(Code.NOTHING, f"no message for {channel} {wait}", as_json=as_json)
             name, message = got
-            if as_json:
-                print_json({"prefix": prefix, "channel": name, "message": message})
-            else:
-                print(dumps(message), flush=True)
+            try:
+                if as_json:
+                    print_json({"prefix": prefix, "channel": name, "message": message})
+                else:
+                    print(dumps(message), flush=True)
+            except OSError:  # a full disk, a reader that has gone: it is in the channel no more
+                print(f"asgi-ipc: taken, and not written: {dumps(message)}", file=sys.stderr)
+                raise
             received += 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -190,3 +191,15 @@ def test_a_pipe_that_is_closed_early_is_no_error(make_layer: MakeLayer, prefix: 
     shell = f"{' '.join(COMMAND)} channels -p {prefix} | head -1"
     done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+
+
+def test_what_cannot_be_written_is_not_lost(make_layer: MakeLayer, prefix: str) -> None:
+    """A full disk: the message is told on standard error. A closed output: nothing is taken."""
+    layer = make_layer()
+    layer.sync.send("jobs", {"n": 1})
+    words = " ".join([*COMMAND, "receive", "jobs", "-p", prefix, "--timeout", "0"])
+    done = subprocess.run(["sh", "-c", f"{words} >&-"], capture_output=True, text=True)
+    assert done.returncode == 2 and "closed" in done.stderr
+    done = subprocess.run(["sh", "-c", f"{words} > /dev/full"], capture_output=True, text=True)
+    assert done.returncode == 1 and 'not written: {"n": 1}' in done.stderr
+    assert layer.sync.receive("jobs", 0) is None
