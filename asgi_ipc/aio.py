@@ -143,6 +143,7 @@ class AsyncIPCChannelLayer:
             weakref.WeakKeyDictionary()
         )
         self._process_part = _random()
+        self._made: set[str] = set()  # homes of names made here: they had no owner before
         self._on_drop = on_drop
         self._dropped = Throttle()
         self._twin: SyncTwin | None = None
@@ -196,6 +197,7 @@ class AsyncIPCChannelLayer:
         self._reception.reset()
         self._process_parts = weakref.WeakKeyDictionary()
         self._process_part = _random()
+        self._made = set()
 
     async def __aenter__(self) -> Self:
         """Return the layer itself."""
@@ -470,7 +472,11 @@ class AsyncIPCChannelLayer:
         if loop is not None:
             part = self._process_parts.setdefault(loop, "") or _random()
             self._process_parts[loop] = part
-        return self.check_name(f"{prefix}.{part}!{_random()}")
+        home = f"{prefix}.{part}!"
+        if len(self._made) >= _NAME_CACHE:
+            self._made.clear()
+        self._made.add(home)
+        return self.check_name(home + _random())
 
     # -- groups --------------------------------------------------------------------------
 
@@ -491,7 +497,7 @@ class AsyncIPCChannelLayer:
             site.open()
         elif time.monotonic_ns() > site.watch_at_ns:
             site.watch()
-        if home is not name:
+        if home is not name and home not in self._made:
             # Who joins a home after its owner's death is to stay: the others are dropped first.
             try:
                 is_dead = site.messages.have_dead_owner((home,))
