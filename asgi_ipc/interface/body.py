@@ -43,14 +43,21 @@ async def receive_body(
     """Put a request's body into ``backlog``; False if the client went away before its end.
 
     Raises:
-        BodyRefused: it is too large, or stands still.
+        BodyRefused: it is too large, stands still, or has two ends.
     """
     options = context.options
     limit = options.max_body_bytes
-    if limit is not None:
-        declared = next((v for n, v in scope["headers"] if n == b"content-length"), b"")
-        if declared.isdigit():
-            _check_size(context, int(declared), limit)
+    declared, is_coded = b"", False
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            declared = value
+        elif name == b"transfer-encoding":
+            is_coded = True
+    if declared and is_coded:
+        # A proxy may have taken the other one, and the next request for part of this body.
+        raise BodyRefused(400, "Both Content-Length and Transfer-Encoding say where it ends.")
+    if declared.isdigit():
+        _check_size(context, int(declared), limit)
     while True:
         try:
             async with asyncio.timeout(options.client_timeout):
