@@ -58,10 +58,15 @@ async def receive_body(
         raise BodyRefused(400, "Both Content-Length and Transfer-Encoding say where it ends.")
     if declared.isdigit():
         _check_size(context, int(declared), limit)
+    # The ordinary request has none, which is said at once: no clock for it.
+    has_none = not declared and not is_coded and scope["http_version"] in ("1.0", "1.1")
     while True:
         try:
-            async with asyncio.timeout(options.client_timeout):
+            if has_none:
                 event = await receive()
+            else:
+                async with asyncio.timeout(options.client_timeout):
+                    event = await receive()
         except TimeoutError:
             context.counts.timed_out += 1
             reason = f"The request body stood still for {options.client_timeout:g} s."

@@ -219,7 +219,7 @@ class Exchange:
         """
         timeout = self._context.options.client_timeout
         try:
-            async with Patience(self._scope, timeout):
+            with Patience(self._context.loop, self._scope, timeout):
                 for message in messages:
                     await self._send(message)
         except TimeoutError:
