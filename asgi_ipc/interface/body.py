@@ -43,18 +43,30 @@ async def receive_body(
     """Put a request's body into ``backlog``; False if the client went away before its end.
 
     Raises:
-        BodyRefused: it is too large, or stands still.
+        BodyRefused: it is too large, stands still, or has two ends.
     """
     options = context.options
     limit = options.max_body_bytes
-    if limit is not None:
-        declared = next((v for n, v in scope["headers"] if n == b"content-length"), b"")
-        if declared.isdigit():
-            _check_size(context, int(declared), limit)
+    declared, is_coded = b"", False
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            declared = value
+        elif name == b"transfer-encoding":
+            is_coded = True
+    if declared and is_coded:
+        # A proxy may have taken the other one, and the next request for part of this body.
+        raise BodyRefused(400, "Both Content-Length and Transfer-Encoding say where it ends.")
+    if declared.isdigit():
+        _check_size(context, int(declared), limit)
+    # The ordinary request has none, which is said at once: no clock for it.
+    has_none = not declared and not is_coded and scope["http_version"] in ("1.0", "1.1")
     while True:
         try:
-            async with asyncio.timeout(options.client_timeout):
+            if has_none:
                 event = await receive()
+            else:
+                async with asyncio.timeout(options.client_timeout):
+                    event = await receive()
         except TimeoutError:
             context.counts.timed_out += 1
             reason = f"The request body stood still for {options.client_timeout:g} s."

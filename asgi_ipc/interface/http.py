@@ -43,6 +43,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 _WATCH_AFTER_S = 1.0  # until then an abort is noticed when the answer comes
 
 _TEXTS = {
+    400: "Bad Request",
     408: "Request Timeout",
     413: "Content Too Large",
     500: "Internal Server Error",
@@ -218,7 +219,7 @@ class Exchange:
         """
         timeout = self._context.options.client_timeout
         try:
-            async with Patience(self._scope, timeout):
+            with Patience(self._context.loop, self._scope, timeout):
                 for message in messages:
                     await self._send(message)
         except TimeoutError:
@@ -391,7 +392,7 @@ class Exchange:
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", str(len(body)).encode()),
         ]
-        if status in (408, 413, 503) and self._scope["http_version"] in ("1.0", "1.1"):
+        if status in (400, 408, 413, 503) and self._scope["http_version"] in ("1.0", "1.1"):
             headers.append((b"connection", b"close"))
         if status == 503:
             headers.append((b"retry-after", b"1"))

@@ -13,8 +13,9 @@ import asyncio
 import socket
 import struct
 from types import TracebackType
-from typing import Any, Self
+from typing import Literal, Self
 
+from .interrupt import Interrupt
 from .messages import Scope
 
 __all__ = ["Patience", "abort_transport", "unacknowledged"]
@@ -63,20 +64,20 @@ def abort_transport(send: object) -> None:
         abort()
 
 
-class Patience:
+class Patience(Interrupt):
     """Around sends: raises ``TimeoutError`` when the client has taken nothing for so long."""
 
-    __slots__ = ("_limit", "_loop", "_moved_at", "_scope", "_seconds", "_timer", "_waiting")
+    __slots__ = ("_loop", "_moved_at", "_scope", "_seconds", "_timer", "_waiting")
 
-    def __init__(self, scope: Scope, seconds: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, scope: Scope, seconds: float) -> None:
+        super().__init__()
+        self._loop = loop
         self._scope = scope
         self._seconds = seconds
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         """Begin: the client has its whole time from now on."""
-        self._loop = asyncio.get_running_loop()
-        self._limit = asyncio.timeout(None)
-        await self._limit.__aenter__()
+        super().__enter__()
         self._waiting: int | None = None
         self._moved_at = self._loop.time()
         self._timer = self._loop.call_later(self._seconds / _LOOKS, self._look)
@@ -89,16 +90,18 @@ class Patience:
             self._waiting = waiting
             self._moved_at = now
         if now - self._moved_at >= self._seconds:
-            self._limit.reschedule(now)
+            self.fire()
         else:
             self._timer = self._loop.call_later(self._seconds / _LOOKS, self._look)
 
-    async def __aexit__(
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> Any:
+    ) -> Literal[False]:
         """End, with ``TimeoutError`` if it was ended by us."""
         self._timer.cancel()
-        return await self._limit.__aexit__(kind, exc, traceback)
+        if super().__exit__(kind, exc, traceback):
+            raise TimeoutError from exc
+        return False
