@@ -33,7 +33,7 @@ ON_A_SITE = [
     "send jobs {}",
     "receive jobs",
     "group-send chat {}",
-    "flush",
+    "flush --yes",
     "unlink",
     "check",
     "repair",
