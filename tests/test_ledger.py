@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, Drop, _membership
+from asgi_ipc._bell import bells_directory
 from asgi_ipc._membership import GroupStore
 
 from .conftest import PATIENCE_S, Child, Clock
@@ -31,6 +33,13 @@ async def main():
     say("holds")
     await asyncio.sleep(3600)
 asyncio.run(main())
+"""
+
+POLLER = """
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES, capacity=10)
+assert asyncio.run(layer.receive_async(["h!b"], block=False)) == ("h!b", {})
+say("holds")
+time.sleep(3600)
 """
 
 
@@ -90,6 +99,47 @@ async def test_what_a_killed_process_held_counts_no_more(
     second.expect("holds")
     assert pending(layer, "h!a") == 1
     assert room(layer, "h!a") == 9
+
+
+async def test_who_takes_without_waiting_holds_what_it_took(
+    start: Start, make_layer: MakeLayer
+) -> None:
+    """As long as it lives; and the home stays with the process that waits there."""
+    layer, owner = make_layer(capacity=10), make_layer(capacity=10)
+    task = asyncio.ensure_future(owner.receive("h!c"))
+    await asyncio.sleep(0)
+    await owner.group_add("g", "h!c")
+    owner._site.messages.slots.withdraw(next(iter(owner._site.ports())).slot, ["h!"])
+    for number in range(9):
+        await layer.send("h!a", {"n": number})
+    await layer.send("h!b", {})
+    child = start(POLLER)
+    child.expect("holds")
+    assert pending(layer, "h!a") == 9
+    assert room(layer, "h!a") == 1
+    child.kill()
+    assert pending(layer, "h!a") == 1
+    assert room(layer, "h!a") == 9
+    assert await layer.group_channels("g") == ["h!c"]
+    await layer.send("h!c", {})
+    task.cancel()
+
+
+async def test_what_is_held_when_the_doors_go_is_settled(
+    make_layer: MakeLayer, prefix: str
+) -> None:
+    """By the same process, which has another token since."""
+    layer, other = make_layer(capacity=10), make_layer(capacity=10)
+    await hold_nine(layer)
+    shutil.rmtree(bells_directory(prefix))
+    layer._site.watch()
+    await layer.send("h!b", {})
+    await layer.receive("h!b")
+    assert pending(other, "h!a") == 9
+    for number in range(3):
+        assert await layer.receive("h!a") == {"n": number}
+    await asyncio.sleep(0)
+    assert pending(other, "h!a") == 6
 
 
 async def test_what_a_closed_layer_held_counts_no_more(make_layer: MakeLayer) -> None:
