@@ -7,13 +7,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .plan import GROUPS
+from .plan import GROUPS, SLOTS, home_of_slot
 
 if TYPE_CHECKING:
     from .judge import Call, Records
 
 __all__ = ["judge_groups"]
 
+_INHERITED = {home_of_slot(slot) for slot in range(SLOTS)}
 _SEEN_NS = 1_000_000_000  # so long a death may go unnoticed by who asks for the members
 
 
@@ -62,8 +63,10 @@ class _Memberships:
             return None  # it was changing, or nobody knows how that went
         if "!" in channel and self._may_have_ended(latest, begun_ns, ended_ns):
             dead_ns = self.records.end_of(latest.who)
-            was_owner = (latest.who, channel.partition("!")[0]) in self.owners
-            if latest.what == "join" and was_owner and dead_ns + _SEEN_NS < begun_ns:
+            home = channel.partition("!")[0]
+            # A home with a successor lives on, perhaps with what its last owner had joined.
+            is_dead = (latest.who, home) in self.owners and home + "!" not in _INHERITED
+            if latest.what == "join" and is_dead and dead_ns + _SEEN_NS < begun_ns:
                 return False
             return None if latest.what == "join" else False
         return latest.what == "join"

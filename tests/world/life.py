@@ -152,7 +152,6 @@ class Process:
             hands = self.hands(face)
         else:
             hands = self.hands()
-        signal.signal(signal.SIGTERM, lambda *_: self.is_asked_to_end.set())
         while not self.is_over():
             by_hand(behaviours.one_turn(hands))
             self.look_around()
@@ -222,6 +221,7 @@ def live(plan: Plan, slot: int, number: int, folder: Path, board: Board) -> NoRe
     """Be a process of the site, from birth to end."""
     process = Process(plan, slot, number, folder, board)
     try:
+        signal.signal(signal.SIGTERM, lambda *_: process.is_asked_to_end.set())
         become_user(plan.user)
         random.seed(process.life.seed)
         process.journal.say("born", os.getpid(), process.life.face)

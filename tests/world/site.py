@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import importlib
 import os
 import resource
@@ -193,6 +194,7 @@ def _main() -> None:
         importlib.import_module(module)
     asyncio.run(asyncio.to_thread(str))  # imports what it needs
     traceback.format_exc()
+    gc.freeze()
     Site(Plan.load(Path(sys.argv[1])), Path(sys.argv[2])).run()
 
 
