@@ -84,8 +84,10 @@ class Records:
             call = Call(fact.who, fact.call, more[0], more[1], more[2:], fact.at_ns)
             self.calls[fact.who, fact.call] = call
         elif fact.kind == "end":
-            call = self.calls[fact.who, fact.call]
-            call.ended_ns, call.outcome, call.result = fact.at_ns, more[0], more[1:]
+            ended = self.calls.get((fact.who, fact.call))
+            if ended is None:
+                return  # a forked child that throws away a call of its parent's
+            ended.ended_ns, ended.outcome, ended.result = fact.at_ns, more[0], more[1:]
         elif fact.kind == "gone":
             self._end(fact)
         elif fact.kind == "event" and more[0] == "kill":

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -139,7 +140,8 @@ class Process:
             self.board.settle(self.slot, self.number)
         if self.life.closed_output:
             for fd in range(3):
-                os.write(fd, _PAD)
+                with suppress(OSError):  # what cannot be written to takes no harm
+                    os.write(fd, _PAD)
 
     def run_in_threads(self, behaviours: Behaviours) -> None:
         """Everybody has a thread; the main thread sends and receives as well."""
