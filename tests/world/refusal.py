@@ -26,7 +26,8 @@ CALLS = {
     "connect": (42,),
     "eventfd": (290,),
     "fallocate": (285,),
-    "fcntl": (72,),
+    "fcntl_dup": (72,),
+    "fcntl_lock": (72,),
     "flock": (73,),
     "ftruncate": (77,),
     "inotify_add_watch": (254,),
@@ -42,11 +43,17 @@ CALLS = {
     "socket": (41,),
 }
 
+# Of which only those with one of these as their second argument count.
+_COMMANDS = {
+    "fcntl_dup": (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC),
+    "fcntl_lock": (fcntl.F_GETLK, fcntl.F_SETLK, fcntl.F_SETLKW),
+}
+
 _PR_SET_NO_NEW_PRIVS = 38
 _SYS_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER = 317, 1, 8
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ASK, _ALLOW = 0x7FC00000, 0x7FFF0000
-_NUMBER, _FIRST_ARGUMENT, _FIFTH_ARGUMENT = 0, 16, 48
+_NUMBER, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _FIFTH_ARGUMENT = 0, 16, 24, 48
 _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101
 _CONTINUE = 1
 
@@ -69,7 +76,10 @@ def install(kind: str) -> int:
         code += [(_LOAD, 0, 0, _FIFTH_ARGUMENT), (_JUMP_IF_EQUAL, 0, 1, 0xFFFFFFFF)]
         code += [(_RETURN, 0, 0, _ALLOW)]
     code += [(_LOAD, 0, 0, _NUMBER)]
-    for number in numbers:
+    if kind in _COMMANDS:
+        code += [(_JUMP_IF_EQUAL, 1, 0, numbers[0]), (_RETURN, 0, 0, _ALLOW)]
+        code += [(_LOAD, 0, 0, _SECOND_ARGUMENT)]
+    for number in _COMMANDS.get(kind, numbers):
         code += [(_JUMP_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ASK)]
     code += [(_RETURN, 0, 0, _ALLOW)]
     instructions = (_Instruction * len(code))(*itertools.starmap(_Instruction, code))
