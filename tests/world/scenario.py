@@ -1,9 +1,9 @@
 """A short life of a layer, in which any call may fail.
 
-``python -m tests.world.scenario prefix kind user step errno...``: the N-th system call of a
-kind fails, for every N (or every so many, ``step``). Each step of the life either succeeds or
-raises an ``IPCError``, and then succeeds when it is tried again. What does not hold is printed,
-one line each.
+``python -m tests.world.scenario prefix kind user limit errno...``: the N-th system call of a
+kind fails, for every N (for ``limit`` of them evenly, if there are more). Each step of the life
+either succeeds or raises an ``IPCError``, and then succeeds when it is tried again. What does
+not hold is printed, one line each.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def _supervise(control: socket.socket, decider: Decider, pid: int) -> list[str]:
     return [*errors, "it hangs"]
 
 
-def main(prefix: str, kind: str, user: int, step: int, *names: str) -> None:
+def main(prefix: str, kind: str, user: int, limit: int, *names: str) -> None:
     """Try every N of a kind with every errno, and print what was wrong."""
     for module in _LATE:
         importlib.import_module(module)
@@ -268,7 +268,7 @@ def main(prefix: str, kind: str, user: int, step: int, *names: str) -> None:
     for error in errors:
         print(json.dumps(["without a failure", error]), flush=True)
     for name in names if not errors else ():
-        for nth in range(1, total + 1, step):
+        for nth in range(1, total + 1, -(-total // limit) or 1):
             if bad_trials == _ENOUGH:
                 break
             _, errors = trial(prefix, kind, nth, getattr(errno, name), user)
