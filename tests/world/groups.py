@@ -73,9 +73,10 @@ class _Memberships:
 
     def _may_have_ended(self, latest: Call, begun_ns: int, ended_ns: int) -> bool:
         """Whether who had changed it may have ended, or closed its layer, by then."""
-        if latest.who not in self.records.settled:
-            # Being about to die is as good as dead: a kill is written down when it is over.
-            return self.records.end_of(latest.who) <= ended_ns + _SEEN_NS
+        # Being about to die is as good as dead: a kill is written down when it is over.
+        dead_ns = self.records.end_of(latest.who)
+        if latest.who not in self.records.settled and dead_ns <= ended_ns + _SEEN_NS:
+            return True
         return any(latest.ended_ns <= at_ns <= ended_ns for at_ns in self.closings[latest.who])
 
 
