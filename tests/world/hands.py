@@ -224,7 +224,7 @@ class Hands:
             if not self.may_run_short:
                 self.journal.say("error", traceback.format_exc(limit=-6))
             self.journal.end(call, "trouble", repr(exc))
-            await self.face.sleep(0.01)
+            await self._recover(exc)
         except Interrupted:
             self.journal.end(call, "interrupted")
         except SystemExit:
@@ -233,10 +233,10 @@ class Hands:
         except (asyncio.CancelledError, GeneratorExit):
             self.journal.end(call, "cancelled")
             raise
-        except BaseException:
+        except BaseException as exc:
             self.journal.say("error", traceback.format_exc(limit=-6))
-            self.journal.end(call, "trouble")
-            await self.face.sleep(0.01)
+            self.journal.end(call, "trouble", repr(exc))
+            await self._recover(exc)
         else:
             if isinstance(result, tuple):
                 channel, message = result
@@ -245,6 +245,15 @@ class Hands:
                 self.journal.end(call, "ok", result)
             return result
         return None
+
+    async def _recover(self, exc: BaseException) -> None:
+        """Do not fill the journal with one error; but end if that is what it was raised by."""
+        before: BaseException | None = exc
+        while before is not None:
+            if isinstance(before, GeneratorExit):
+                raise before
+            before = before.__context__
+        await self.face.sleep(0.01)
 
     def message(self, call: int, size: int, **more: str) -> dict[str, Any]:
         return {"id": [self.journal.who, self.stream, call], "pad": "x" * size, **more}

@@ -10,13 +10,14 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Fact", "Journal", "read_facts"]
+__all__ = ["Fact", "Journal", "read_facts", "write_logs_to"]
 
 
 class Fact(NamedTuple):
@@ -64,6 +65,27 @@ class Journal:
     def _write(self, kind: str, call: int, more: tuple[Any, ...]) -> None:
         fact = [time.monotonic_ns(), self.who, kind, call, more]
         os.write(self.fd, json.dumps(fact, default=repr).encode() + b"\n")
+
+
+class _Log(logging.Handler):
+    """Writes log lines down; without a lock, which a fork could leave taken."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self.journal = journal
+
+    def createLock(self) -> None:  # noqa: N802, the base class's name
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.journal.say("log", record.levelname, record.getMessage())
+
+
+def write_logs_to(journal: Journal) -> None:
+    """Have the log lines of the package written down."""
+    logger = logging.getLogger("asgi_ipc")
+    logger.addHandler(_Log(journal))
+    logger.propagate = False
 
 
 def read_facts(folder: Path) -> Iterator[Fact]:

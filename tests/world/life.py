@@ -25,7 +25,7 @@ from asgi_ipc.channels import IPCChannelLayer as ChannelsLayer
 from .behaviours import Behaviours
 from .board import END, RUN, Board
 from .hands import AioFace, Face, Hands, InterruptedFace, OldFace, TwinFace, by_hand
-from .journal import Journal
+from .journal import Journal, write_logs_to
 from .plan import ALL_CAPACITY, SMALL_CAPACITY, WORK, Life, Plan, home_of_slot
 
 __all__ = ["OPTIONS", "become_user", "live"]
@@ -48,20 +48,6 @@ def become_user(user: int) -> None:
         os.setuid(user)
 
 
-class _Log(logging.Handler):
-    """Writes log lines down; without a lock, which a fork could leave taken."""
-
-    def __init__(self, journal: Journal) -> None:
-        super().__init__()
-        self.journal = journal
-
-    def createLock(self) -> None:  # noqa: N802, the base class's name
-        self.lock = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.journal.say("log", record.levelname, record.getMessage())
-
-
 class Process:
     """What the threads and tasks of one process share."""
 
@@ -78,9 +64,7 @@ class Process:
         self.busy: set[str] = set()  # who has something left to do before all is settled
         self.strangers: list[IO[bytes]] = []
         self.streams = itertools.count(1)
-        logger = logging.getLogger("asgi_ipc")
-        logger.addHandler(_Log(self.journal))
-        logger.propagate = False
+        write_logs_to(self.journal)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # loops closed in the middle
 
     # -- birth ---------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from asgi_ipc import AsyncIPCChannelLayer
 
 from ..conftest import problems_of
 from .hands import AioFace, Hands
-from .journal import Journal
+from .journal import Journal, write_logs_to
 from .life import OPTIONS, become_user
 from .plan import GROUPS, LEAVES, SLOTS, SMALL, WORK, Plan, home_of_slot
 
@@ -24,6 +24,7 @@ _LARGE = 12 << 20  # of 16 MiB: it fits if everything was given back and merged
 def census(plan: Plan, folder: Path, living: list[tuple[int, str]]) -> None:
     """Wait until the readers have everything, and write down who is in the groups."""
     journal = Journal(folder / "census.journal", "census")
+    write_logs_to(journal)
     become_user(plan.user)
     layer = AsyncIPCChannelLayer(plan.prefix, **OPTIONS)
     read = {f"own.{slot}" for slot, _ in living} | {WORK[2]}
@@ -53,6 +54,7 @@ def census(plan: Plan, folder: Path, living: list[tuple[int, str]]) -> None:
 def drain(plan: Plan, folder: Path, made_names: list[str]) -> None:
     """Take everything that is left, look at the segments, and remove the site."""
     journal = Journal(folder / "drain.journal", "drain")
+    write_logs_to(journal)
     become_user(plan.user)
     journal.say("born", os.getpid(), "drain")
     layer = AsyncIPCChannelLayer(plan.prefix, **OPTIONS)
