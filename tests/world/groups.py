@@ -85,7 +85,8 @@ def _judge_census(records: Records, memberships: _Memberships) -> Iterator[str]:
     if set(records.census) != set(GROUPS):
         yield "nobody looked at the groups"
         return
-    at_ns = max((call.ended_ns for call in records.of("join", "leave") if call.result), default=0)
+    calls = records.of("join", "leave")
+    at_ns = max((call.ended_ns for call in calls if call.outcome != "open"), default=0)
     for (group, channel), changes in memberships.changes.items():
         begun_ns = max(at_ns, *(call.begun_ns for call in changes)) + 1
         expected = memberships.during(group, channel, begun_ns, begun_ns)
