@@ -35,6 +35,7 @@ class Behaviours:
         self.targets: deque[str] = deque(maxlen=20)  # names of others, heard of in messages
         self.readers = 0  # in threads, that have not ended
         self.received = 0
+        self.children: dict[str, int] = {}  # those forked at birth
         self.names: list[str] = []  # made by new_channel, with a reader of their own
 
     def chance(self, name: str) -> random.Random:
@@ -43,7 +44,7 @@ class Behaviours:
 
     def is_running(self) -> bool:
         """Whether new things may still be begun."""
-        return self.process.board.phase == RUN and not self.process.is_asked_to_end.is_set()
+        return self.process.board.phase == RUN and not self.process.is_asked_to_end
 
     async def settle_in(self, hands: Hands) -> None:
         """Have some names and memberships that last for the whole life."""
@@ -52,6 +53,8 @@ class Behaviours:
         await hands.join("g2", f"own.{self.process.slot}")
         if self.process.slot == 0:
             await hands.join("g1", SMALL[1])
+        for number in range(self.process.life.preforks):
+            self.children[f"{self.process.journal.who}.c{number}"] = self._fork("c", f"c{number}")
 
     # -- who there is ----------------------------------------------------------------------
 
@@ -88,6 +91,7 @@ class Behaviours:
     def _common(self, hands: list[Hands]) -> Iterator[Named]:
         yield "sender", self.sender("sender", hands[0])
         yield "member", self.member(hands[1])
+        yield "parent", self.parent(hands[2])
         if self.process.life.forks:
             yield "forker", self.forker(hands[2])
         if self.process.life.closes_layer:
@@ -301,20 +305,32 @@ class Behaviours:
         number = 0
         while self.is_running():
             await hands.face.sleep(chance.uniform(0.05, 0.5))
-            kind, seed = chance.choice(FORKS), chance.randrange(2**32)
+            kind = chance.choice(FORKS)
             is_killed_after = chance.uniform(0, 0.3) if chance.random() < 0.3 else None
             number += 1
             if kind == "exec":
                 run_true()
                 continue
-            name = f"{self.process.journal.who}.{number}"
-            pid = fork(kind)
-            if pid == 0:
-                process = self.process
-                live_as_child(kind, name, process.journal, process.board, process.hands, seed)
-            hands.journal.say("forked", name, pid, kind)
-            await self._wait_for(hands, name, pid, is_killed_after)
+            pid = self._fork(kind, str(number))
+            await self._wait_for(hands, f"{hands.journal.who}.{number}", pid, is_killed_after)
         self.process.busy.discard("forker")
+
+    async def parent(self, hands: Hands) -> None:
+        """Wait for the children that were forked at birth."""
+        self.process.busy.add("parent")
+        for name, pid in self.children.items():
+            await self._wait_for(hands, name, pid, None)
+        self.process.busy.discard("parent")
+
+    def _fork(self, kind: str, name: str) -> int:
+        process = self.process
+        name = f"{process.journal.who}.{name}"
+        seed = self.chance(name).randrange(2**32)
+        pid = fork(kind)
+        if pid == 0:
+            live_as_child(kind, name, process.journal, process.board, process.hands, seed)
+        process.journal.say("forked", name, pid, kind)
+        return pid
 
     async def _wait_for(
         self, hands: Hands, name: str, pid: int, is_killed_after: float | None

@@ -16,11 +16,15 @@ from .plan import GROUPS, SLOTS, WORK, home_of_slot
 
 __all__ = ["FORKS", "fork", "live_as_child", "run_true"]
 
-FORKS = ("os", "os", "c", "c", "daemon", "exec")
+FORKS = ("os", "os", "daemon", "exec")
 
 
 def fork(kind: str) -> int:
-    """Fork with Python's hooks, or as a C program forks: uWSGI, say."""
+    """Fork with Python's hooks, or as a C program forks: uWSGI, say.
+
+    The latter only before there are threads: a Python that is forked without its hooks while
+    another thread waits for the interpreter waits for that thread for ever.
+    """
     return int(ctypes.PyDLL(None).fork()) if kind == "c" else os.fork()
 
 

@@ -10,6 +10,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Coroutine, Sequence
+from types import CodeType, FrameType
 from typing import Any, Protocol, TypeVar
 
 from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, IPCChannelLayer
@@ -141,10 +142,11 @@ class InterruptedFace(TwinFace):
 
     def __init__(self, layer: AsyncIPCChannelLayer) -> None:
         super().__init__(layer)
+        self.spared: CodeType | None = None  # another handler, which is to run to its end
         self.armed = self.twin = _Armed(layer.sync)  # type: ignore[assignment]
 
-    def on_signal(self, *_: object) -> None:
-        if self.armed.is_on:
+    def on_signal(self, _: int, frame: FrameType | None) -> None:
+        if self.armed.is_on and frame is not None and frame.f_code is not self.spared:
             self.armed.is_on = False
             raise Interrupted
 

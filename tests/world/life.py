@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import itertools
 import logging
@@ -60,7 +61,7 @@ class Process:
         self.home = home_of_slot(slot)
         floor = min(plan.descriptors, 1024) - 2
         self.journal = Journal(folder / f"{slot}.{number}.journal", f"{slot}.{number}", floor)
-        self.is_asked_to_end = threading.Event()
+        self.is_asked_to_end = False
         self.busy: set[str] = set()  # who has something left to do before all is settled
         self.strangers: list[IO[bytes]] = []
         self.streams = itertools.count(1)
@@ -72,6 +73,7 @@ class Process:
     def attach(self) -> None:
         """Make the layer, amid what the life has in store for its descriptors."""
         if self.life.closed_output:
+            faulthandler.disable()
             for fd in range(3):
                 os.close(fd)
         self.before = _descriptors()
@@ -115,8 +117,12 @@ class Process:
 
         threading.Thread(target=run, name=name, daemon=True).start()
 
+    def on_term(self, *_: object) -> None:
+        """End soon."""
+        self.is_asked_to_end = True
+
     def is_over(self) -> bool:
-        return self.board.phase == END or self.is_asked_to_end.is_set()
+        return self.board.phase == END or self.is_asked_to_end
 
     def look_around(self) -> None:
         """Say when all is done but for reading."""
@@ -133,6 +139,7 @@ class Process:
             self.in_thread(name, behaviour)
         if self.life.is_interrupted:
             face = InterruptedFace(self.layer)
+            face.spared = self.on_term.__code__
             signal.signal(signal.SIGALRM, face.on_signal)
             signal.setitimer(signal.ITIMER_REAL, 0.03, 0.0531)
             hands = self.hands(face)
@@ -146,7 +153,7 @@ class Process:
     async def run_on_loop(self, behaviours: Behaviours) -> None:
         """Everybody is a task of one event loop, but for the second loops and a thread."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.is_asked_to_end.set)
+        loop.add_signal_handler(signal.SIGTERM, self.on_term)
         tasks = [loop.create_task(behaviour, name=name) for name, behaviour in behaviours.on_loop()]
         while not self.is_over():
             self.look_around()
@@ -207,7 +214,7 @@ def live(plan: Plan, slot: int, number: int, folder: Path, board: Board) -> NoRe
     """Be a process of the site, from birth to end."""
     process = Process(plan, slot, number, folder, board)
     try:
-        signal.signal(signal.SIGTERM, lambda *_: process.is_asked_to_end.set())
+        signal.signal(signal.SIGTERM, process.on_term)
         become_user(plan.user)
         random.seed(process.life.seed)
         process.journal.say("born", os.getpid(), process.life.face)

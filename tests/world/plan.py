@@ -34,7 +34,8 @@ class Life:
         face: ``aio`` and ``channels`` live in an event loop; ``twin`` (``.sync``) and ``old``
             (``IPCChannelLayer``) in threads.
         end: what it does when it is asked to end.
-        forks: it has forked children.
+        preforks: children that it forks as a C program does, when it has used its layer.
+        forks: it forks children in the middle of everything.
         closes_layer: it closes its layer now and then and goes on using it.
         is_interrupted: a signal handler raises in the middle of its calls.
         daemonises: it closes every descriptor that it did not open itself, as daemonisers do.
@@ -44,6 +45,7 @@ class Life:
     seed: int
     face: str
     end: str
+    preforks: int
     forks: bool
     closes_layer: bool
     is_interrupted: bool
@@ -118,6 +120,7 @@ def _draw_life(chance: random.Random) -> Life:
         seed=chance.randrange(2**32),
         face=face,
         end=chance.choice(ENDS),
+        preforks=chance.choice((0, 0, 1, 2)),
         forks=chance.random() < 0.6,
         closes_layer=chance.random() < 0.2,
         is_interrupted=face == "twin" and chance.random() < 0.6,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import faulthandler
 import gc
 import importlib
 import os
@@ -27,7 +28,7 @@ from .plan import Event, Plan
 
 __all__ = ["Site"]
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 40.0
 _SUBREAPER, _DEATH_SIGNAL = 36, 1
 # What would be imported later, when an ordinary user may not read it any more.
 _LATE = ("encodings.idna", "concurrent.futures.thread", "tempfile", "subprocess", "linecache")
@@ -59,6 +60,7 @@ class Site:
         for fd in (1, 2):
             os.dup2(errors, fd)
         os.close(errors)
+        faulthandler.enable()
         limit = self.plan.descriptors
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         body()
@@ -174,17 +176,15 @@ class Site:
 
     def kill_all(self) -> None:
         """Let nobody be left, orphans included; after ``END`` there should be nobody."""
-        give_up = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < give_up:
-            self.reap()
-            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            if not children:
-                return
-            if time.monotonic() > give_up - _PATIENCE_S + 5:
-                for child in children:
-                    self.journal.say("error", f"process {child} was left behind")
-                    os.kill(int(child), signal.SIGKILL)
-            time.sleep(0.02)
+        if self.wait("that orphans end", lambda: not self._children()):
+            return
+        for child in self._children():
+            self.journal.say("error", f"process {child} was left behind")
+            os.kill(int(child), signal.SIGKILL)
+
+    def _children(self) -> list[str]:
+        self.reap()
+        return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
 def _main() -> None:
