@@ -341,8 +341,8 @@ class Behaviours:
             if late:
                 hands.journal.say("error", f"the child {name} hangs")
             if late or (is_killed_after is not None and time.monotonic() > begun + is_killed_after):
-                os.kill(pid, signal.SIGKILL)
                 hands.journal.say("killed", name)
+                os.kill(pid, signal.SIGKILL)
                 is_killed_after = None
                 begun = time.monotonic()
             await hands.face.sleep(0.02)

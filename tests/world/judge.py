@@ -59,6 +59,7 @@ class Records:
         self.calls: dict[tuple[str, int], Call] = {}
         self.ended_ns: dict[str, int] = {}
         self.killed: set[str] = set()
+        self.names: dict[int, str] = {}  # of forked children, by pid
         self.settled: set[str] = set()
         self.errors: list[str] = []
         self.drops: list[Fact] = []
@@ -88,6 +89,8 @@ class Records:
             if ended is None:
                 return  # a forked child that throws away a call of its parent's
             ended.ended_ns, ended.outcome, ended.result = fact.at_ns, more[0], more[1:]
+        elif fact.kind == "forked":
+            self.names[more[1]] = more[0]
         elif fact.kind == "gone":
             self._end(fact)
         elif fact.kind == "event" and more[0] == "kill":
@@ -113,12 +116,13 @@ class Records:
 
     def _end(self, fact: Fact) -> None:
         name, status = fact.more[:2]
+        name = name or self.names.get(fact.more[2], "")  # an orphan, whom its parent knew by name
         self.ended_ns[name] = fact.at_ns
         if status not in ((0, -9) if name in self.killed else (0,)):
             self.errors.append(f"{name or fact.more[2:]} ended with status {status}")
 
     def end_of(self, who: str) -> int:
-        """When a process had ended at the latest; an orphan is known by its pid alone."""
+        """When a process had ended at the latest."""
         return self.ended_ns.get(who, self.drain_begun_ns)
 
 
