@@ -278,7 +278,12 @@ class Behaviours:
 
     def _second_loop(self, seed: float, is_abrupt: bool) -> None:
         chance = random.Random(seed)
-        loop = asyncio.new_event_loop()
+        try:
+            loop = asyncio.new_event_loop()
+        except OSError:
+            if self.process.may_run_short:
+                return
+            raise
         tasks: list[asyncio.Task[Any]] = []
 
         async def body() -> None:
@@ -309,7 +314,11 @@ class Behaviours:
             is_killed_after = chance.uniform(0, 0.3) if chance.random() < 0.3 else None
             number += 1
             if kind == "exec":
-                run_true()
+                try:
+                    run_true()
+                except OSError:
+                    if not self.process.may_run_short:
+                        raise
                 continue
             pid = self._fork(kind, str(number))
             await self._wait_for(hands, f"{hands.journal.who}.{number}", pid, is_killed_after)

@@ -62,6 +62,7 @@ class Process:
         floor = min(plan.descriptors, 1024) - 2
         self.journal = Journal(folder / f"{slot}.{number}.journal", f"{slot}.{number}", floor)
         self.is_asked_to_end = False
+        self.may_run_short = plan.descriptors <= 128  # of descriptors, even before the layer does
         self.busy: set[str] = set()  # who has something left to do before all is settled
         self.strangers: list[IO[bytes]] = []
         self.streams = itertools.count(1)
@@ -100,9 +101,8 @@ class Process:
         return OldFace(self.layer) if self.life.face == "old" else TwinFace(self.layer)
 
     def hands(self, face: Face | None = None) -> Hands:
-        return Hands(
-            face or self.face(), self.journal, next(self.streams), self.plan.descriptors <= 128
-        )
+        face = face or self.face()
+        return Hands(face, self.journal, next(self.streams), self.may_run_short)
 
     # -- life ----------------------------------------------------------------------------
 

@@ -29,7 +29,9 @@ def play(prefix: str, folder: Path, seconds: float, user: int, descriptors: int)
     assert done.returncode == 0, f"{done.stderr}\n(WORLD_SEED={seed})"
     problems = judge(read_facts(folder))
     for path in sorted(folder.glob("*.errors")):
-        if said := path.read_text():
+        said = path.read_text()
+        # An event loop of asyncio's that finds no descriptor cannot even be thrown away in silence.
+        if said and "_ssock" not in said:
             problems.append(f"{path.stem} said: {said[-2000:]}")
     shown = "\n".join(problems[:40])
     assert not problems, f"{len(problems)} problems (WORLD_SEED={seed}, {folder}):\n{shown}"
