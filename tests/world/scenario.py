@@ -95,7 +95,7 @@ class Subject:
         self.get("a peer's answer to a group", lambda: layer.sync.receive("back", _PATIENCE_S))
         self.get("a group's message", lambda: self._on_loop(layer, name))
         self.step("leave", lambda: layer.sync.group_discard("g", name))
-        self.step("empty", lambda: self._empty(layer, name))
+        self.step("empty", lambda: self._empty(layer, name, "back"))
 
     def get(self, what: str, receive: Callable[[], Any]) -> None:
         """Receive what must come."""
@@ -112,9 +112,9 @@ class Subject:
 
         return self.loop.run_until_complete(wait())
 
-    def _empty(self, layer: AsyncIPCChannelLayer, name: str) -> None:
+    def _empty(self, layer: AsyncIPCChannelLayer, *names: str) -> None:
         """Take what came twice, because a send that had failed was tried again."""
-        for one in (name, "back"):
+        for one in names:
             while layer.sync.receive(one, 0) is not None:
                 pass
 
@@ -128,8 +128,7 @@ class Subject:
                 self.step("send in a fork", lambda: layer.sync.send("peer!in", {"to": "forked"}))
                 if self.step("receive", lambda: layer.sync.receive("forked", _PATIENCE_S)) is None:
                     errors.append("an answer to a forked child does not come")
-                while layer.sync.receive("forked", 0) is not None:
-                    pass
+                self.step("empty", lambda: self._empty(layer, "forked"))
                 layer.close_now()
             except BaseException:
                 errors.append(traceback.format_exc())
