@@ -61,6 +61,7 @@ class Records:
         self.killed: set[str] = set()
         self.names: dict[int, str] = {}  # of forked children, by pid
         self.settled: set[str] = set()
+        self.daemonised: set[str] = set()
         self.errors: list[str] = []
         self.drops: list[Fact] = []
         self.census: dict[str, set[str]] = {}
@@ -111,8 +112,11 @@ class Records:
             self.drain_begun_ns = fact.at_ns
         elif fact.kind in ("error", "left"):
             self.errors.append(f"{fact.who}: {fact.kind} {more[0]}")
+        elif fact.kind == "daemonised":
+            self.daemonised.add(fact.who)
         elif fact.kind == "log" and more[0] in ("ERROR", "CRITICAL"):
-            self.errors.append(f"{fact.who} logged: {more[1]}")
+            if ".".join(fact.who.split(".")[:2]) not in self.daemonised:  # which is told of it
+                self.errors.append(f"{fact.who} logged: {more[1]}")
 
     def _end(self, fact: Fact) -> None:
         name, status = fact.more[:2]

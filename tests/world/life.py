@@ -89,6 +89,7 @@ class Process:
         if self.life.daemonises:
             by_hand(self.hands().send(WORK[0], 100))
             os.closerange(3, self.journal.fd)
+            self.journal.say("daemonised")
         for _ in range(3):  # they take the numbers that are free now
             self.strangers.append(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115, kept open
             self.strangers[-1].write(_PAD)
