@@ -114,9 +114,12 @@ class Records:
             self.errors.append(f"{fact.who}: {fact.kind} {more[0]}")
         elif fact.kind == "daemonised":
             self.daemonised.add(fact.who)
-        elif fact.kind == "log" and more[0] in ("ERROR", "CRITICAL"):
-            if ".".join(fact.who.split(".")[:2]) not in self.daemonised:  # which is told of it
-                self.errors.append(f"{fact.who} logged: {more[1]}")
+        elif (
+            fact.kind == "log"
+            and more[0] in ("ERROR", "CRITICAL")
+            and ".".join(fact.who.split(".")[:2]) not in self.daemonised  # which is told of it
+        ):
+            self.errors.append(f"{fact.who} logged: {more[1]}")
 
     def _end(self, fact: Fact) -> None:
         name, status = fact.more[:2]
