@@ -446,8 +446,11 @@ class AsyncIPCChannelLayer:
         )
 
     def known_capacity(self, channel: str) -> int:
-        """Return a channel's capacity, remembered."""
-        known = self._names.get(channel) or self._learn(channel)
+        """Return the capacity of a channel that is in the site, remembered."""
+        try:
+            known = self._names.get(channel) or self._learn(channel)
+        except InvalidName:  # another face's, whose names this one does not take from its users
+            return self.get_capacity(channel)
         return known[2]
 
     # -- names ---------------------------------------------------------------------------

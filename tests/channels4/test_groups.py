@@ -330,3 +330,16 @@ async def test_a_backlog_grows_the_memory_for_group_messages(
     for number in range(8000):
         await layer.group_send("g", {"n": number})
     assert [(await layer.receive(channel))["n"] for _ in range(8000)] == list(range(8000))
+
+
+async def test_a_single_reader_channel_of_another_face_is_a_member_like_any(
+    make_backend: MakeLayer, make_layer: Callable[..., Any]
+) -> None:
+    """What Channels 1 has joined, and Channels 4 knows no such name, gets the message."""
+    other, layer = make_layer(), make_backend()
+    reply = await other.new_channel("reply?")
+    await other.group_add("g", reply)
+    await layer.group_send("g", {"n": 1})
+    assert await other.receive(reply) == {"n": 1}
+    with pytest.raises(TypeError):
+        await layer.send(reply, {"n": 2})
