@@ -3,6 +3,9 @@
 What comes back is what went in, but for what msgpack cannot tell apart: a tuple becomes
 a list, ``bytearray`` and ``memoryview`` become ``bytes``, a subclass of ``str``, ``int``
 or ``dict`` its base type. What cannot be read back is not accepted.
+
+Beyond the specification, msgpack's own ``Timestamp`` and ``ExtType`` are carried as they are, and a
+message may be nested as deeply as msgpack packs it: 511 levels, 1,024 from msgpack 1.2 on.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from .exceptions import InvalidMessage, SegmentCorrupt, UnserialisableValue
 __all__ = ["RESERVED_KEY", "decode", "decode_taken", "encode"]
 
 RESERVED_KEY = "__asgi_channel__"
-_MAX_DEPTH = 200  # how deep the search for a bad value goes; msgpack itself stops at 511
+_MAX_DEPTH = 1024  # how deep the search for a bad value goes: no msgpack packs more
+_LONG_PATH = 200
 
 _pack = msgpack.packb
 _unpack = msgpack.unpackb
@@ -67,8 +71,9 @@ def decode(body: bytes | memoryview) -> dict[str, Any]:
     """
     try:
         message = _unpack(body, strict_map_key=False)
-    except (UnicodeDecodeError, TypeError):
-        # Surrogates, or a tuple as a dict key, which msgpack made into a list.
+    except (UnicodeDecodeError, TypeError, msgpack.exceptions.StackError):
+        # Surrogates, or a tuple as a dict key, which msgpack made into a list, or one level more
+        # than msgpack 1.2 unpacks, and packs.
         message = _decode_unusual(body)
     except (ValueError, RecursionError) as exc:
         raise _no_message(body, exc) from exc
@@ -88,14 +93,20 @@ def decode_taken(body: bytes | memoryview) -> dict[str, Any]:
 
 
 def _decode_unusual(body: bytes | memoryview) -> Any:
+    unpacker = msgpack.Unpacker(
+        strict_map_key=False,
+        unicode_errors="surrogatepass",
+        object_pairs_hook=_dict_with_tuple_keys,
+        max_buffer_size=len(body),
+    )
+    unpacker.feed(body)
     try:
-        return _unpack(
-            body,
-            strict_map_key=False,
-            unicode_errors="surrogatepass",
-            object_pairs_hook=_dict_with_tuple_keys,
-        )
-    except (ValueError, TypeError, RecursionError) as exc:
+        count = unpacker.read_map_header()  # the outermost level by itself
+        pairs = [(unpacker.unpack(), unpacker.unpack()) for _ in range(count)]
+        if unpacker.tell() != len(body):
+            raise ValueError("there is more than one object")
+        return _dict_with_tuple_keys(pairs)
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as exc:
         raise _no_message(body, exc) from exc
 
 
@@ -112,11 +123,22 @@ def _dict_with_tuple_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def _hashable(key: Any) -> Any:
-    return tuple(_hashable(part) for part in key) if isinstance(key, list) else key
+    """Return a key with lists made into tuples again; nested however deeply."""
+    if not isinstance(key, list):
+        return key
+    lists = [key]
+    for one in lists:  # which grows meanwhile
+        lists += [part for part in one if isinstance(part, list)]
+    made: dict[int, tuple[Any, ...]] = {}
+    for one in reversed(lists):
+        made[id(one)] = tuple(made.get(id(part), part) for part in one)
+    return made[id(key)]
 
 
 def _explain(message: dict[Any, Any], cause: Exception) -> UnserialisableValue:
-    found = _find("message", message, 0)
+    found = _find(message)
+    if found is None and "recursion" in str(cause):
+        found = "message", "nesting deeper than msgpack packs (511 levels, 1024 from 1.2 on)"
     if found is None:
         return UnserialisableValue(f"message cannot be sent: {cause}")
     path, reason = found
@@ -126,28 +148,26 @@ def _explain(message: dict[Any, Any], cause: Exception) -> UnserialisableValue:
     )
 
 
-def _find(path: str, value: Any, depth: int) -> tuple[str, str] | None:
+def _find(message: dict[Any, Any]) -> tuple[str, str] | None:
     """Return the path to the first value msgpack refuses, and what it is."""
-    if depth > _MAX_DEPTH:
-        return path, f"nesting deeper than {_MAX_DEPTH} levels"
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            found = _find(f"{path} key {key!r}", key, depth + 1) or _find(
-                f"{path}[{key!r}]", inner, depth + 1
-            )
-            if found:
-                return found
-        return None
-    if isinstance(value, (list, tuple)):
-        for index, inner in enumerate(value):
-            found = _find(f"{path}[{index}]", inner, depth + 1)
-            if found:
-                return found
-        return None
-    try:
-        _pack(value, unicode_errors="surrogatepass")
-    except OverflowError:
-        return path, f"the integer {value} needs more than 64 bits and"
-    except Exception:
-        return path, type(value).__name__
+    todo: list[tuple[str, Any, int]] = [("message", message, 0)]
+    while todo:
+        path, value, depth = todo.pop()
+        if depth > _MAX_DEPTH:
+            return f"{path[:_LONG_PATH]}...", f"nesting deeper than {_MAX_DEPTH} levels"
+        inner: list[tuple[str, Any, int]] = []
+        if isinstance(value, dict):
+            for key, one in value.items():
+                inner.append((f"{path} key {key!r}", key, depth + 1))
+                inner.append((f"{path}[{key!r}]", one, depth + 1))
+        elif isinstance(value, (list, tuple)) and not isinstance(value, msgpack.ExtType):
+            inner += [(f"{path}[{index}]", one, depth + 1) for index, one in enumerate(value)]
+        else:
+            try:
+                _pack(value, unicode_errors="surrogatepass")
+            except OverflowError:
+                return path, f"the integer {value} needs more than 64 bits and"
+            except Exception:
+                return path, type(value).__name__
+        todo += reversed(inner)
     return None

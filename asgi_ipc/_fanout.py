@@ -123,7 +123,7 @@ class Fanout:
             return dead, []
         dead = []
         drops: list[Drop] = []
-        stored = 0
+        stored = places = 0
         for first in range(0, len(message.envelopes), _SLICE):
             part = message.envelopes[first : first + _SLICE]
             planned = self._plan_with_room(message, part, stored, now)
@@ -131,6 +131,10 @@ class Fanout:
             dead += planned.found.dead
             drops += planned.found.drops
             plan = planned.plan
+            if served := planned.found.targets:
+                plan[L.COUNT_COPIES] += len(served) - (not places)
+                plan[L.COUNT_SHARED] += sum(target.members for target in served) - len(served)
+                places += len(served)
             if planned.found.drops:
                 plan[L.COUNT_DROPPED] += sum(drop.members for drop in planned.found.drops)
             if plan:
@@ -167,7 +171,9 @@ class Fanout:
         known, known_below = self.records.known, self.records.known_below
         name = group.encode("ascii")
         targets = []
-        for home, version, _, excluded in message.envelopes:
+        addressed = 0
+        for home, version, members, excluded in message.envelopes:
+            addressed += members
             record, ident = known.get(home, _UNKNOWN)
             if not record:
                 return None
@@ -199,6 +205,8 @@ class Fanout:
         for record, _, _, _, _, _, parked, _, _ in targets:
             if parked:  # before the rest is prepared: whoever is rung needs longer to get here
                 self.slots.wake_parked(plan, record, parked)
+        plan[L.COUNT_COPIES] = words[L.COUNT_COPIES] + len(targets) - 1
+        plan[L.COUNT_SHARED] = words[L.COUNT_SHARED] + addressed - len(targets)
         at = 8 * (stored + L.BODY_REFS)
         memory[at : at + 16] = _BODY_HEAD(len(targets), size)
         memory[at + 16 : at + 16 + size] = body

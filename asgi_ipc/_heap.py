@@ -351,14 +351,7 @@ class Heap:
         room = (segment.heap_limit - end) // _W
         if room < missing or not room:
             return False
-        added = min(room, max(missing, _GROWTH_GRANULES))
-        try:
-            segment.back(end, end + _W * (added + 1))
-        except OSError:
-            if missing >= added or missing <= 0:
-                raise
-            added = missing  # not a whole step any more, but perhaps what is needed
-            segment.back(end, end + _W * (added + 1))
+        added = self._back(end, least=max(1, missing), most=room)
         plan[end] = L.EXTENT_CHANNEL << L.KIND_SHIFT | before << L.PREVIOUS_SHIFT | added
         new_end = end + _W * added
         plan[new_end] = L.EXTENT_END << L.KIND_SHIFT | added << L.PREVIOUS_SHIFT
@@ -366,6 +359,23 @@ class Heap:
         self._merge(plan, end)
         segment.commit(plan)
         return True
+
+    def _back(self, end: int, *, least: int, most: int) -> int:
+        """Back a step of memory at the heap's end, or as much as the filesystem has; return it.
+
+        Raises:
+            OSError: not even what is needed can be had.
+        """
+        added = min(most, max(least, _GROWTH_GRANULES))
+        while True:
+            try:
+                self._segment.back(end, end + _W * (added + 1))
+            except OSError as exc:
+                if exc.errno != errno.ENOSPC or added <= least:
+                    raise
+                added = max(least, added // 2)
+            else:
+                return added
 
 
 def _absorb(plan: Plan, extent: int) -> None:

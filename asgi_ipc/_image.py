@@ -10,21 +10,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
+import stat
 import struct
 import threading
 import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import posix_ipc
-
 from . import _layout as L
 from . import _procfs
+from ._bell import bells_directory
 from ._own import identity_of, this_process
-from ._segment import Segment
+from ._segment import PICKLE_2, Segment, left_by_original
 from .exceptions import (
     SegmentCorrupt,
     SegmentError,
@@ -62,7 +63,12 @@ class LockHeld(StoreLocked):
         who = "an unknown process" if holder.pid is None else f"process {holder.pid}"
         if holder.command:
             who += f" ({holder.command})"
-        if holder.is_stopped:
+        if holder.frozen is not None:
+            text = (
+                f"segment {segment} is locked by {who}, whose control group is frozen (docker "
+                f"pause?): thaw it ({holder.frozen}); a kill would wait for that as well"
+            )
+        elif holder.is_stopped:
             since = "" if holder.idle_s is None else f" for {holder.idle_s:.1f} s"
             text = (
                 f"segment {segment} is locked by {who}, which has been stopped{since} (state "
@@ -153,6 +159,8 @@ class Image(Segment):
         info = os.fstat(self.lock_fd)
         head = os.pread(self.lock_fd, 8 * (L.KIND_WORD + 1), 0)
         magic, version, ready, size, kind = struct.unpack("<5Q", head.ljust(40, b"\0"))
+        if magic & 0xFFFF == PICKLE_2:
+            raise SegmentMismatch(left_by_original(self.name))
         if magic not in (0, L.MAGIC):
             raise SegmentMismatch(
                 f"{self.name} exists but is not a segment of this asgi_ipc (magic {magic:#x}): "
@@ -263,6 +271,11 @@ class Image(Segment):
             buffer.extend(bytes(len(self.memory) - len(buffer)))
         memoryview(buffer)[: len(self.memory)] = memoryview(self.memory)
 
+    def filesystem_bytes(self) -> int:
+        """Return what is free of the filesystem that it is on."""
+        room = os.fstatvfs(self.lock_fd)
+        return room.f_bavail * room.f_frsize
+
     def inode(self) -> int:
         """Return the number of the file, by which ``/proc`` knows it."""
         return os.fstat(self.lock_fd).st_ino
@@ -270,21 +283,35 @@ class Image(Segment):
 
 def _open(name: str) -> int:
     try:
-        fd: int = posix_ipc.SharedMemory(name, read_only=True).fd
-    except posix_ipc.ExistentialError as exc:
+        fd = _open_file(name)
+    except FileNotFoundError as exc:
         raise NoSite(
             f"there is no segment {name}: no process of the site has started yet, or the prefix is "
             "another one"
         ) from exc
-    except posix_ipc.PermissionsError as exc:
+    except PermissionError as exc:
         raise SegmentPermission(
             f"segment {name} belongs to another user and may not be read: run this as the user "
             "of the site"
         ) from exc
-    except ValueError as exc:
-        raise SegmentMismatch(
-            f"something that is no file stands in the place of segment {name}: remove it or "
-            "choose another prefix"
-        ) from exc
-    os.set_inheritable(fd, False)
+    except OSError as exc:
+        if exc.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        raise _no_file(name) from exc  # a symlink, a socket
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _no_file(name)
     return fd
+
+
+def _open_file(name: str) -> int:
+    """Open what has the name, for reading: never through a symlink, nor waiting at a FIFO."""
+    path = os.path.dirname(bells_directory(name[1:])) + name
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _no_file(name: str) -> SegmentMismatch:
+    return SegmentMismatch(
+        f"something that is no file stands in the place of segment {name} (a symlink, a directory, "
+        "a FIFO): find out who made it, and remove it, or choose another prefix"
+    )

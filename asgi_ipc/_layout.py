@@ -17,7 +17,8 @@ word     words field                written
 8        1     HEAP_END             end of the memory that is really backed; sentinel there
 9        1     CREATED              once: wall clock at creation, ns
 10       4     BITMAP               which size classes have free extents, bit per class
-14       2     (reserved)
+14       1     COUNT_COPIES         places that group messages were queued at, beyond one each
+15       1     (reserved)
 16       8     counters             what records no longer alive have counted; see below
 24       1     SEQUENCE             groups: version of the latest membership change
 25       7     (reserved)
@@ -103,6 +104,7 @@ HEAP_END = 8
 CREATED = 9
 BITMAP = 10
 BITMAP_WORDS = 4
+COUNT_COPIES = 14
 
 COUNT_SENT = 16  # of channel records that are gone; the living ones count for themselves
 COUNT_RECEIVED = 17
@@ -111,6 +113,7 @@ COUNT_FULL = 19
 COUNT_MEMORY_FULL = 20
 COUNT_DROPPED = 21  # group messages not delivered to a member whose channel was full
 COUNT_FLUSHED = 22
+COUNT_SHARED = 23  # members that group messages were for, beyond one a place
 SEQUENCE = 24
 FIRST_MUTABLE = EPOCH
 

@@ -2,7 +2,8 @@
 
 A queue is read by planning to pop from it and never committing the plan. The lock is held
 for about ``HOLD_S``: a linked list cannot be left in the middle and resumed, so what is
-deeper in a long queue is out of reach, and the answer says so.
+deeper in a long queue is out of reach, and the answer says so. Some are looked at whatever the
+time: a process that is preempted with the lock in its hands has not looked at less for it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from ._segment import Plan
 from ._survey import HOLD_S
 from .names import home_of
 
-__all__ = ["Member", "Peek", "Peeked", "members", "peek"]
+__all__ = ["Mark", "Member", "News", "Peek", "Peeked", "members", "news", "peek"]
+
+_AT_LEAST = 100  # messages or members: 0.3 ms
+_AT_LEAST_BYTES = 1 << 20  # of messages: 0.3 ms as well
 
 
 class Peeked(NamedTuple):
@@ -55,6 +59,27 @@ class Peek(NamedTuple):
     searched: int
 
 
+class Mark(NamedTuple):
+    """How far a queue was seen: its record's ident, and how many it had been sent."""
+
+    ident: int
+    sent: int
+
+
+class News(NamedTuple):
+    """What was sent to a queue between two looks.
+
+    Attributes:
+        mark: for the next look.
+        messages: those that still wait.
+        missed: how many were sent and taken meanwhile, or are behind too many others.
+    """
+
+    mark: Mark
+    messages: list[Peeked]
+    missed: int
+
+
 class Member(NamedTuple):
     """One membership; ``expires_in_s`` is when it ends unless it is renewed."""
 
@@ -83,26 +108,81 @@ def _peek(image: Image, channel: str, limit: int) -> Peek:
     give_up = time.perf_counter() + HOLD_S
     depth = plan[record + L.CH_SENT] - plan[record + L.CH_TAKEN]
     found: list[Peeked] = []
-    position = 0
+    position = copied = 0
     while position < depth and len(found) < limit:
-        if position and time.perf_counter() > give_up:
+        is_some = position >= _AT_LEAST or copied >= _AT_LEAST_BYTES
+        if is_some and time.perf_counter() > give_up:
             break
         position += 1
-        sent_ns = image.words[queues.heap.check(plan[record + L.CH_HEAD]) + L.MSG_SENT]
-        popped = queues.pop(plan, record, home)
-        group = popped.name if popped.group_version else None
-        if channel == home or (group is None and popped.name == channel):
-            found.append(
-                Peeked(
-                    position,
-                    home if group else popped.name,
-                    group,
-                    bytes(popped.body),
-                    (now - sent_ns) / 1e9,
-                    (popped.deadline_ns - now) / 1e9,
-                )
-            )
+        peeked = _next(image, queues, plan, record, home, position, now)
+        copied += len(peeked.body)
+        if _is_for(peeked, channel, home):
+            found.append(peeked)
     return Peek(depth, found, position)
+
+
+def _next(
+    image: Image, queues: Queues, plan: Plan, record: int, home: str, position: int, now: int
+) -> Peeked:
+    sent_ns = image.words[queues.heap.check(plan[record + L.CH_HEAD]) + L.MSG_SENT]
+    popped = queues.pop(plan, record, home)
+    group = popped.name if popped.group_version else None
+    return Peeked(
+        position,
+        home if group else popped.name,
+        group,
+        bytes(popped.body),
+        (now - sent_ns) / 1e9,
+        (popped.deadline_ns - now) / 1e9,
+    )
+
+
+def _is_for(peeked: Peeked, channel: str, home: str) -> bool:
+    return channel == home or (peeked.group is None and peeked.channel == channel)
+
+
+def news(image: Image, channel: str, mark: Mark | None) -> News:
+    """Return what was sent to a channel since an earlier look, as far as it still waits.
+
+    Args:
+        mark: of the look before; ``None``: this is the first, which finds nothing.
+
+    Raises:
+        LockHeld: the lock could not be had.
+        SegmentCorrupt: the queue contradicts itself.
+    """
+    return image.transact(_news, image, channel, mark)
+
+
+def _news(image: Image, channel: str, mark: Mark | None) -> News:
+    queues = Queues(image)
+    plan = Plan(image.words)
+    home = home_of(channel)
+    record = queues.find_channel(plan, home)
+    if not record:
+        return News(Mark(0, 0), [], 0)
+    sent = plan[record + L.CH_SENT]
+    here = Mark(plan[record + L.IDENT], sent)
+    if mark is None:
+        return News(here, [], 0)
+    fresh = sent - (mark.sent if mark.ident == here.ident else 0)
+    depth = sent - plan[record + L.CH_TAKEN]
+    now = time.monotonic_ns()
+    give_up = time.perf_counter() + HOLD_S
+    for passed in range(max(0, depth - fresh)):
+        if passed % _AT_LEAST == _AT_LEAST - 1 and time.perf_counter() > give_up:
+            return News(here, [], fresh)  # what is new is behind too much that is not
+        extent = queues.heap.check(plan[record + L.CH_HEAD])
+        plan[record + L.CH_HEAD] = image.words[extent + L.MSG_NEXT]
+    found: list[Peeked] = []
+    waiting = min(depth, fresh)
+    for position in range(1, waiting + 1):
+        if position > _AT_LEAST and time.perf_counter() > give_up:
+            break  # the rest is for the next look
+        found.append(_next(image, queues, plan, record, home, position, now))
+    wanted = [peeked for peeked in found if _is_for(peeked, channel, home)]
+    seen = here._replace(sent=sent - (waiting - len(found)))
+    return News(seen, wanted, fresh - waiting)
 
 
 def members(image: Image, group: str, limit: int) -> tuple[list[Member], bool] | None:
@@ -125,7 +205,7 @@ def _members(image: Image, group: str, limit: int) -> tuple[list[Member], bool] 
     found: list[Member] = []
     for home in groups.homes(record):
         for name, member in groups.members(home):
-            if len(found) >= limit or (found and time.perf_counter() > give_up):
+            if len(found) >= limit or (len(found) >= _AT_LEAST and time.perf_counter() > give_up):
                 return found, False
             if not member.left and member.deadline_ns > now:
                 found.append(Member(name, (member.deadline_ns - now) / 1e9))

@@ -16,8 +16,9 @@ descriptors are closed.
   kernel frees the dead's lock a moment after it tells us: ``LockBusy`` is tried again.
 * Killed after it was rung and before it took the message, or after it took one of several and
   before it parked again: what is left is in the queue, and ``rests`` is False.
-* Rung when it was dead already: a sender may take a loop for alive for 1 ms (``Ringer``), and may
-  have rung it before the event and commit after it. That is what the second look is for.
+* Rung when it was dead already: the sender asks when it has committed, and rings another
+  (``Slots.settle``). If it is killed before it asks, or finds the lock busy then, the event of its
+  own end or the second look is for that.
 * Forked behind Python's back, a child keeps the descriptor of the lock open: the news comes when
   that one ends, as the lock is free then only. A child made by ``os.fork`` gives it back at once.
 
@@ -56,8 +57,7 @@ SAFETY_S = 5.0
 _RARELY = 6
 # A loop that has waited so long asks for inotify: one that ends sooner is spared importing ctypes
 # (3 ms) and closing the descriptor (up to 16 ms, asleep). And so long after an event it looks
-# a second time: the last sender that took the dead for alive has committed by then. That takes 1 ms
-# and a hold of the lock, unless it is preempted.
+# a second time, for what a busy lock kept it or a sender from.
 SETTLED_S = 0.25
 # A busy lock is tried again after so long, then after twice that, up to the most: a holder that is
 # stopped costs who waits a fiftieth of its time at last.

@@ -22,7 +22,12 @@ __all__ = [
     "lock_holder",
     "mapping",
     "state_of",
+    "thawing",
 ]
+
+_SPAWNED = ("from multiprocessing.spawn import", "from multiprocessing.forkserver import")
+_CHILD = " (child)"
+_CGROUPS = "/sys/fs/cgroup"
 
 
 class Holder(NamedTuple):
@@ -33,17 +38,19 @@ class Holder(NamedTuple):
         state: the kernel's letter for it: R runs, S sleeps, T is stopped, ...
         command: its command line.
         idle_s: seconds since any of its threads last ran: for how long it has been stopped.
+        frozen: how to thaw it, when its control group is frozen (docker pause): a command.
     """
 
     pid: int | None
     state: str | None
     command: str | None
     idle_s: float | None
+    frozen: str | None = None
 
     @property
     def is_stopped(self) -> bool:
         """Whether it will not go on by itself."""
-        return is_stopped(self.state)
+        return is_stopped(self.state) or self.frozen is not None
 
 
 UNKNOWN = Holder(None, None, None, None)
@@ -66,7 +73,7 @@ def lock_holder(fd: int) -> Holder | None:
             pid = int(fields[4])
             if pid <= 0:  # it lives in a PID namespace that this one cannot see into
                 return UNKNOWN
-            return Holder(pid, state_of(pid), command_line(pid), _idle_s(pid))
+            return Holder(pid, state_of(pid), command_line(pid), _idle_s(pid), thawing(pid))
     return None
 
 
@@ -77,9 +84,41 @@ def state_of(pid: int) -> str | None:
 
 
 def command_line(pid: int) -> str | None:
-    """Return a process's command line; ``None`` if there is no such process."""
+    """Return a process's command line; ``None`` if there is no such process.
+
+    Of a child that multiprocessing has spawned, whose own says nothing, its parent's.
+    """
     words = _read(f"/proc/{pid}/cmdline").rstrip("\0").replace("\0", " ")
+    if any(mark in words for mark in _SPAWNED):
+        parent = _parent_of(pid)
+        if parent is not None and parent > 1:
+            line = command_line(parent)
+            return line and line.removesuffix(_CHILD) + _CHILD
     return words or _read(f"/proc/{pid}/comm").strip() or None
+
+
+def _parent_of(pid: int) -> int | None:
+    _, _, rest = _read(f"/proc/{pid}/stat").rpartition(")")
+    fields = rest.split()
+    return int(fields[1]) if len(fields) > 1 else None
+
+
+def thawing(pid: int) -> str | None:
+    """Return the command that thaws a process of a frozen control group; ``None``: it is not.
+
+    A signal, a kill as well, may wait for the thaw.
+    """
+    for line in _read(f"/proc/{pid}/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "freezer":
+            group = f"{_CGROUPS}/freezer{path}"
+            if _read(f"{group}/freezer.state").strip() in ("FROZEN", "FREEZING"):
+                return f"echo THAWED > {group.rstrip('/')}/freezer.state"
+        elif not controllers:
+            for root in (_CGROUPS, f"{_CGROUPS}/unified"):
+                if "frozen 1" in _read(f"{root}{path}/cgroup.events"):
+                    return f"echo 0 > {root}{path.rstrip('/')}/cgroup.freeze"
+    return None
 
 
 def _idle_s(pid: int) -> float | None:
@@ -106,7 +145,9 @@ def _last_ran_s(path: str) -> float | None:
 
 
 def mapping(files: Iterable[tuple[str, int]]) -> set[int]:
-    """Return the processes that have one of these files mapped: all that are attached.
+    """Return the processes that have one of these files mapped for writing: all that are attached.
+
+    One that only looks has it mapped for reading.
 
     Args:
         files: the last part of a file's path, and its inode; the name may be gone already.
@@ -126,7 +167,7 @@ def _maps_one(maps: str, wanted: list[tuple[str, str]]) -> bool:
     for line in maps.splitlines():
         # "7f..-7f.. rw-s 00000000 00:1a 42   /dev/shm/mysite-messages (deleted)"
         fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[3] != "00:00":
+        if len(fields) == 6 and fields[1][1] == "w" and fields[3] != "00:00":
             path = fields[5].removesuffix(" (deleted)")
             if any(path.endswith(name) and fields[4] == inode for name, inode in wanted):
                 return True

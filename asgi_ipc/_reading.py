@@ -21,6 +21,8 @@ class Totals(NamedTuple):
         memory_full: sends refused with ``ChannelFull`` because the memory was full.
         dropped: members that did not get a group message because there was no room.
         flushed: messages dropped by a flush.
+        copies: places beyond the first that group messages were queued at.
+        shared: members of groups beyond one a place that they were for.
         pending: messages that wait now.
         channels: queues that have a record now.
         oldest_age_s: how long the oldest waiting message has waited; 0: none waits.
@@ -33,9 +35,21 @@ class Totals(NamedTuple):
     memory_full: int
     dropped: int
     flushed: int
+    copies: int
+    shared: int
     pending: int
     channels: int
     oldest_age_s: float
+
+    @property
+    def messages(self) -> int:
+        """Messages sent: one to a group counts once. While some are sent it is a little behind."""
+        return max(0, self.sent - self.copies)
+
+    @property
+    def deliveries(self) -> int:
+        """Channels that messages were for: of a group its members, those excluded as well."""
+        return self.sent + self.shared
 
 
 class Leaf(NamedTuple):
@@ -147,7 +161,8 @@ class Memory(NamedTuple):
         size: what it may take at most.
         backed: what it takes of the machine's memory now; never given back.
         used: what messages and records take of that.
-        free: what is left of ``size`` for messages and records.
+        free: what is left of ``size`` for messages and records, as far as the filesystem has it.
+        growth: how much of that is not backed yet.
         largest_free: the largest piece of it.
         is_exact: False when there are too many free pieces to count in one go; then ``free``
             is too small and ``used`` too large.
@@ -158,6 +173,7 @@ class Memory(NamedTuple):
     backed: int
     used: int
     free: int
+    growth: int
     largest_free: int
     is_exact: bool
 

@@ -57,7 +57,7 @@ from .exceptions import (
     StoreLocked,
 )
 
-__all__ = ["Detached", "LockBusy", "Plan", "Segment"]
+__all__ = ["PICKLE_2", "Detached", "LockBusy", "Plan", "Segment", "left_by_original"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,7 +75,7 @@ _LOG_END_OF_SIX = _LOG_START + 96
 _FOUR_PAIRS = _PAIRS[4]
 _SIX_PAIRS = _PAIRS[6]
 
-_PICKLE_2 = 0x0280  # what the original package kept in its segments
+PICKLE_2 = 0x0280  # what the original package kept in its segments
 
 PATIENCE_S = 0.002  # how long one attempt may hold up its thread; the callers wait beyond it
 _YIELDS = 30  # a holder is usually done within a few µs: let it run before sleeping
@@ -228,11 +228,8 @@ class Segment:
             return
         # Read, not mapped: touching a hole through a mapping is a SIGBUS on a full filesystem.
         head = struct.unpack("<3Q", os.pread(fd, 24, 0))
-        if head[L.MAGIC_WORD] & 0xFFFF == _PICKLE_2:
-            raise SegmentMismatch(
-                f"segment {self.name} was left by asgi_ipc 1.x: stop every process that still uses "
-                "it, remove it (docs/channels1.md has the command), or choose another prefix"
-            )
+        if head[L.MAGIC_WORD] & 0xFFFF == PICKLE_2:
+            raise SegmentMismatch(left_by_original(self.name))
         if head[L.MAGIC_WORD] not in (0, L.MAGIC):
             raise SegmentMismatch(
                 f"{self.name} exists but is not a segment of asgi_ipc (magic "
@@ -766,3 +763,13 @@ def _let_go(lock_fd: int, identity: Identity, process: int, memory: object, map_
         _kept.append(memory)
     if here[0] == process:
         close_if_same(lock_fd, identity)
+
+
+def left_by_original(name: str) -> str:
+    """Return the error for what the original package left in a segment's place."""
+    prefix = name.lstrip("/").rpartition("-")[0]
+    return (
+        f"segment {name} was left by asgi_ipc 1.x: stop every process that still uses it, then "
+        f"remove it (pip install 'asgi_ipc[cli]' and asgi-ipc unlink --prefix {prefix}), or choose "
+        "another prefix"
+    )

@@ -18,7 +18,6 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from . import _layout as L
@@ -27,6 +26,7 @@ from ._inotify import IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVE_SELF, SharedInotify, op
 from ._membership import GroupStore
 from ._own import NOBODY, here, letting_go, this_process
 from ._port import HostLoop, Port, runs_here
+from ._removing import remove_site
 from ._segment import Detached, LockBusy, Segment
 from ._store import MessageStore
 from ._witness import Witness
@@ -174,16 +174,13 @@ class Site:
         self.witness.close()
 
     def unlink(self) -> None:
-        """Detach and remove segments and sockets from the machine."""
+        """Detach and remove segments and sockets from the machine.
+
+        Raises:
+            SegmentError: what stands in their places is another user's, or no file of ours.
+        """
         self.close()
-        for name in ("messages", "groups"):
-            Segment.unlink_name(f"/{self.prefix}-{name}")
-        directory = bells_directory(self.prefix)
-        with suppress(OSError):  # ENOENT: nobody ever waited; ENOTEMPTY: somebody is starting to
-            for name in os.listdir(directory):
-                with suppress(FileNotFoundError):  # its owner was faster
-                    os.unlink(os.path.join(directory, name))
-            os.rmdir(directory)
+        remove_site(self.prefix)
 
     def watch(self) -> None:
         """Notice that segments, doors or descriptors were taken from us, say so, and follow.
@@ -427,6 +424,7 @@ def drop_dead_homes(messages: MessageStore, groups: GroupStore, homes: Iterable[
     is killed in between leaves the owner there: the next one begins anew.
     """
     slots = messages.slots
+    slots.reap_all()  # which notes all other homes of the same processes
     wanted = {*slots.dead_homes, *homes}
 
     def prove() -> tuple[dict[str, int], int]:

@@ -42,6 +42,8 @@ _COUNTERS = (
     ("memory_full", L.COUNT_MEMORY_FULL),
     ("dropped", L.COUNT_DROPPED),
     ("flushed", L.COUNT_FLUSHED),
+    ("copies", L.COUNT_COPIES),
+    ("shared", L.COUNT_SHARED),
 )
 
 
@@ -331,7 +333,7 @@ def read_memory(image: Image) -> Memory:
     quick_bytes = _quick_bytes(words)
     free_bytes, largest, is_exact = _listed_bytes(image)
     # What is not backed yet can be, and joins a free extent at the end of what is.
-    room_bytes = 8 * (image.heap_limit - end)
+    room_bytes = min(8 * (image.heap_limit - end), image.filesystem_bytes())
     before = words[end] >> L.PREVIOUS_SHIFT & L.SIZE_MASK
     last = end - L.GRANULE_WORDS * before
     if before and words[last] >> L.KIND_SHIFT == L.EXTENT_FREE:
@@ -342,6 +344,7 @@ def read_memory(image: Image) -> Memory:
         backed=8 * (end + L.GRANULE_WORDS),
         used=8 * (end - image.heap_start) - free_bytes - quick_bytes,
         free=free_bytes + quick_bytes + room_bytes,
+        growth=room_bytes,
         largest_free=max(largest, room_bytes),
         is_exact=is_exact,
     )

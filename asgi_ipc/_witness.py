@@ -50,7 +50,9 @@ import weakref
 from ._own import Identity, close_if_same, here, identity_of, set_aside, this_process
 from .exceptions import SegmentError, SegmentPermission
 
-__all__ = ["Life", "Witness"]
+__all__ = ["FILE_NAME", "Life", "Witness"]
+
+FILE_NAME = "alive"  # in the directory of doors
 
 _OFFSET_MASK = (1 << 48) - 1
 _MARK_SHIFT = 48
@@ -148,7 +150,7 @@ class Witness:
     """One site's token, and its view of the tokens of others."""
 
     def __init__(self, directory: str, mode: int) -> None:
-        self.path = os.path.join(directory, "alive")
+        self.path = os.path.join(directory, FILE_NAME)
         self._mode = mode
         self._files: dict[int, _File] = {}  # by mark: the one there now, and what was there before
         self._tokens: list[int] = []  # whose bytes are locked; the last one may be in use

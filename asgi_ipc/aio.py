@@ -183,7 +183,11 @@ class AsyncIPCChannelLayer:
         """Remove the segments and sockets of this prefix from the machine, and detach.
 
         For tests and for taking a site down: processes that are still attached keep what
-        they have, but no new process finds them.
+        they have, but no new process finds them. Files of other users in the directory of sockets
+        stay, and a symlink there is not followed.
+
+        Raises:
+            SegmentError: something of another user's stands in a segment's place, say.
         """
         self._site.unlink()
 

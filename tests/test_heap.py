@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,11 @@ from asgi_ipc import _layout as L
 from asgi_ipc._heap import Heap, HeapFull
 from asgi_ipc._segment import Plan, Segment
 from asgi_ipc.exceptions import SegmentCorrupt
+
+from .doctor.grounds import ground, needs_mount, shm
+
+if TYPE_CHECKING:
+    from .conftest import Child
 
 SIZE = 4 << 20
 KIND = L.EXTENT_MESSAGE
@@ -341,3 +347,24 @@ def test_a_damaged_free_list_is_noticed(make_arena: Callable[..., Arena]) -> Non
         words[L.BITMAP + part] = 2**64 - 1
     with pytest.raises(SegmentCorrupt):
         arena.fill(100_000)
+
+
+@needs_mount
+def test_a_small_filesystem_is_used_to_its_end(start: Callable[..., Child]) -> None:
+    """Where a whole step does not fit any more, the heap grows by what there is."""
+    child = start(
+        """
+layer = IPCChannelLayer(PREFIX, capacity=100_000, **SIZES)
+try:
+    while True:
+        layer.send("c", {"body": b"x" * 100})
+except ChannelFull as exc:
+    say("full" if "filesystem is full" in str(exc) else exc)
+room = os.statvfs("/dev/shm")
+say(room.f_bavail)
+""",
+        wrapper=ground(shm("size=1m")),
+    )
+    child.expect("full")
+    assert int(child.line()) <= 1  # pages
+    child.end()

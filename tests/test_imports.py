@@ -25,7 +25,7 @@ ROOMS = [
     {"_slots", "_statistics", "_membership", "_bell", "_inotify", "_inbox"},
     {"_fanout"},
     {"_store"},
-    {"_port", "_poll_loop"},
+    {"_port", "_poll_loop", "_removing"},
     {"_twin"},
     {"_site"},
     {"_resting"},

@@ -114,6 +114,7 @@ def test_members_of_a_killed_process_are_gone_at_once(
         assert drive(layer.group_count("g")) == 1
     assert drive(layer.group_channels("g")) == ["normal"]
     assert _members(layer, "other") == 0
+    assert not _token_of(layer, child.pid)
 
 
 def _members(layer: AsyncIPCChannelLayer, group: str) -> int:

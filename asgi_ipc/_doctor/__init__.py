@@ -15,18 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY
 from ..exceptions import InvalidName
 from ..names import check_group
 from ._case import Case, open_case
 from ._content import check_clock, check_content
 from ._filesystem import check_filesystem
-from ._finding import CODES, Finding, Severity, worst
+from ._finding import CODES, ORDER, Finding, Severity, worst
 from ._loops import check_descriptors, check_doors, check_inotify, check_slots
 from ._segments import check_processes, check_segments, check_strangers
+from ._sites import StandingSite, sites
 from ._system import check_system
 
-__all__ = ["CODES", "Finding", "Severity", "examine", "worst"]
+__all__ = ["CODES", "Finding", "Severity", "StandingSite", "examine", "sites", "worst"]
 
 _CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     check_filesystem,
@@ -46,9 +46,9 @@ _CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
 def examine(
     prefix: str,
     *,
-    message_memory: int = DEFAULT_MESSAGE_MEMORY,
-    group_memory: int = DEFAULT_GROUP_MEMORY,
-    mode: int = 0o600,
+    message_memory: int | None = None,
+    group_memory: int | None = None,
+    mode: int | None = None,
     user: int | None = None,
     watch: float = 0.1,
 ) -> list[Finding]:
@@ -56,15 +56,16 @@ def examine(
 
     Args:
         prefix: the site's.
-        message_memory: bytes, as the site is configured.
-        group_memory: bytes, as the site is configured.
-        mode: permission bits, as the site is configured.
+        message_memory: bytes, as the site is configured; ``None``: nothing is compared with it.
+        group_memory: the same.
+        mode: permission bits, as the site is configured; ``None``: what its files agree in.
         user: uid the site runs as; ``None``: this process's, and for root that of the
             processes that are attached, else of the segment.
         watch: seconds to wait for a lock that a running process holds.
 
     Returns:
-        At least one finding for each thing that could be looked at, in a fixed order.
+        At least one finding for each thing that could be looked at, the gravest first, and
+        those of one gravity in a fixed order.
 
     Raises:
         InvalidName: (``TypeError``) ``prefix`` cannot be one.
@@ -87,6 +88,6 @@ def examine(
             findings += check(case)
             if any(one.code == "shm-missing" for one in findings):
                 break  # nothing else can be looked at
-        return findings
+        return sorted(findings, key=lambda one: -ORDER.index(one.severity))
     finally:
         case.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import stat
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ class Case:
     """See the module docstring.
 
     Attributes:
+        mode: as the site is configured, or what its segments agree in.
+        is_mode_given: whether somebody said it.
         user: the uid the site runs as.
         watch_s: how long a lock that is held is watched.
         shm: the shared-memory filesystem.
@@ -47,6 +51,7 @@ class Case:
 
     prefix: str
     mode: int
+    is_mode_given: bool
     user: int
     watch_s: float
     shm: str
@@ -81,9 +86,9 @@ class Case:
 def open_case(
     prefix: str,
     *,
-    message_memory: int,
-    group_memory: int,
-    mode: int,
+    message_memory: int | None,
+    group_memory: int | None,
+    mode: int | None,
     user: int | None,
     watch_s: float,
 ) -> Case:
@@ -101,9 +106,13 @@ def open_case(
     ]
     if user is None:
         user = _likely_user(messages, users)
+    is_mode_given = mode is not None
+    if mode is None:
+        mode = _common_mode(messages, groups)
     return Case(
         prefix,
         mode,
+        is_mode_given,
         user,
         watch_s,
         shm,
@@ -113,6 +122,11 @@ def open_case(
         users,
         Witness(doors, mode),
     )
+
+
+def _common_mode(*raws: Raw) -> int:
+    modes = [stat.S_IMODE(raw.info.st_mode) for raw in raws if raw.info is not None]
+    return functools.reduce(operator.and_, modes, 0o777) if modes else 0o600
 
 
 def _likely_user(messages: Raw, users: list[Process]) -> int:

@@ -99,6 +99,16 @@ def _held(exc: LockHeld) -> Finding:
             **numbers,
         )
     who = f"process {holder.pid} ({command_of(holder.pid)})"
+    if holder.frozen is not None:
+        return error(
+            "lock-frozen",
+            f"the lock of {name} is held by process {holder.pid}, which is frozen",
+            f"{who} is in a control group that is frozen (docker pause, systemctl freeze): "
+            "everybody else gets StoreLocked after lock_timeout",
+            "thaw it (docker unpause, systemctl thaw): nothing is lost. A kill would wait for the "
+            f"thaw as well\n$ {holder.frozen}",
+            **numbers,
+        )
     if holder.is_stopped:
         since = "" if holder.idle_s is None else f", and has been for {holder.idle_s:.1f} s"
         return error(

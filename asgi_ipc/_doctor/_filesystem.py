@@ -15,7 +15,7 @@ __all__ = ["check_filesystem"]
 
 _PLACE = "/dev/shm"  # noqa: S108
 _CONTAINER_BYTES = 64 << 20  # what Docker and Kubernetes give when nothing is said
-_STEP_BYTES = 1 << 20  # a segment grows in steps of this size
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")  # near the end a segment takes what there is
 _CONTAINER_REMEDY = """\
 give the container more; what is not used costs nothing:
 $ docker run --shm-size={size}m ...
@@ -111,11 +111,11 @@ def _unfit(
 
 def _unbacked_bytes(case: Case) -> list[int]:
     """Return what each segment may still take from the filesystem."""
-    return [max(0, (raw.size_bytes or raw.asked_bytes) - raw.backed_bytes) for raw in case.segments]
+    return [max(0, raw.full_bytes - raw.backed_bytes) for raw in case.segments]
 
 
 def _space(case: Case, size: int, free: int, wanted: int) -> Finding:
-    configured = sum(raw.size_bytes or raw.asked_bytes for raw in case.segments)
+    configured = sum(raw.full_bytes for raw in case.segments)
     detail = (
         f"{mib(free)} of {mib(size)} are free; the two segments may grow to {mib(configured)} "
         f"and have {mib(configured - wanted)} of that already"
@@ -136,9 +136,9 @@ def _space(case: Case, size: int, free: int, wanted: int) -> Finding:
             **numbers,
         )
     needed_now = [
-        min(_STEP_BYTES, wanted)
+        min(_PAGE_BYTES, wanted)
         if raw.info
-        else 8 * (L.heap_start(raw.asked_bytes) + L.GRANULE_WORDS)
+        else 8 * (L.heap_start(raw.full_bytes) + L.GRANULE_WORDS)
         for raw in case.segments
     ]
     remedy = (

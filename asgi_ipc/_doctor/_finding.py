@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 __all__ = [
     "CODES",
+    "ORDER",
     "Finding",
     "Number",
     "Severity",
@@ -21,6 +22,7 @@ __all__ = [
 
 Severity = Literal["ok", "warning", "error"]
 Number = int | float | str | bool | None | list[Any] | dict[str, Any]
+ORDER: tuple[Severity, ...] = ("ok", "warning", "error")
 
 CODES = {
     "shm-filesystem": "the shared-memory filesystem is there and fit for it",
@@ -33,6 +35,7 @@ CODES = {
     "shm-docker": "it has the 64 MiB that Docker and Kubernetes give, and that is too small",
     "shm-full": "it has no room left at all",
     "memory-available": "the memory behind it: of the machine and of the control group",
+    "site-missing": "there is no site of this prefix",
     "segment": "a segment: its size, mode, owner and layout",
     "segment-missing": "one of the two segments is missing",
     "segment-unreadable": "a segment may not be read by whoever asks",
@@ -60,6 +63,7 @@ CODES = {
     "lock": "whether a segment's lock can be had",
     "lock-busy": "a segment's lock is held for long by a running process",
     "lock-stopped": "a segment's lock is held by a stopped process",
+    "lock-frozen": "a segment's lock is held by a process of a frozen control group",
     "log-pending": "a killed process left an operation for the next one to finish",
     "memory": "how full a segment is",
     "memory-full": "a segment is nearly full, or was",
@@ -123,8 +127,7 @@ def error(code: str, what: str, detail: str, remedy: str, **numbers: Number) -> 
 
 def worst(findings: Iterable[Finding]) -> Severity:
     """Return the gravest severity among findings; "ok" when there are none."""
-    order: tuple[Severity, ...] = ("ok", "warning", "error")
-    return max((one.severity for one in findings), key=order.index, default="ok")
+    return max((one.severity for one in findings), key=ORDER.index, default="ok")
 
 
 def count(number: int, one: str, many: str = "") -> str:

@@ -13,6 +13,7 @@ from ._case import Case
 from ._finding import Finding, Number, count, error, ok, warning
 from ._probe import is_alive
 from ._processes import inotify_instances, inotify_limit, open_files
+from ._segments import removal
 
 __all__ = ["check_descriptors", "check_doors", "check_inotify", "check_slots"]
 
@@ -72,13 +73,13 @@ def _tokens_by_pid(case: Case) -> dict[int, int]:
 
 def _directory(case: Case, info: os.stat_result) -> Iterator[Finding]:
     path = case.doors.path
-    remove = f"stop every process of the site, then\n$ rm -rf {path}"
+    remove = f"find out who made it, and {removal(case)}"
     if not stat.S_ISDIR(info.st_mode):
         yield error(
             "bells-owner",
             f"{path} is no directory",
             f"its mode is {info.st_mode:#o}: no process of the site can wait",
-            remove,
+            f"find out who made it, and remove it:\n$ rm {path}",
         )
         return
     if info.st_uid not in (case.user, 0) and case.user != 0 and not case.is_shared:

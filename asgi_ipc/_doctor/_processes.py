@@ -113,8 +113,8 @@ def _segments_in(maps: str) -> list[Mapping]:
     for line in maps.splitlines():
         # "7f00-7f01 rw-s 00000000 00:1a 42    /dev/shm/mysite-messages (deleted)"
         fields = line.split(maxsplit=5)
-        if len(fields) < 6 or fields[1][3:4] != "s":
-            continue
+        if len(fields) < 6 or fields[1][1:4:2] != "ws":
+            continue  # private memory, or one who only looks
         is_deleted = fields[5].endswith(_DELETED)
         match = _SEGMENT.match(fields[5].removesuffix(_DELETED))
         if match:
@@ -150,7 +150,8 @@ def inotify_instances(user: int) -> int:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         directory = f"/proc/{pid}/fd"
         with suppress(OSError):  # ended, or not ours to see
-            if os.stat(directory).st_uid == user:
+            # Not of the directory: that of a process that has changed its user is root's.
+            if os.stat(f"/proc/{pid}").st_uid == user:
                 for fd in os.listdir(directory):
                     with suppress(OSError):  # closed meanwhile, as the one of this listing
                         instances += os.readlink(f"{directory}/{fd}") == "anon_inode:inotify"

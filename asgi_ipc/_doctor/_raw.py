@@ -12,10 +12,15 @@ import stat
 import struct
 
 from .. import _layout as L
+from .._segment import PICKLE_2
+from ..aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY
 
 __all__ = ["Raw"]
 
-_PICKLE_2 = 0x0280  # what the original package kept in its segments
+_DEFAULT_BYTES = {
+    L.KIND_MESSAGES: DEFAULT_MESSAGE_MEMORY,
+    L.KIND_GROUPS: DEFAULT_GROUP_MEMORY,
+}
 
 
 class Raw:
@@ -24,15 +29,20 @@ class Raw:
     Attributes:
         info: of the file, ``None`` when there is none.
         fd: -1 when it may not be read, or is no file.
+        asked_bytes: its size as the site is configured; ``None``: nobody said.
+        fd_was_refused: it is a file, and may not be read.
         header: its first words; empty when it is too short to have any.
     """
 
-    def __init__(self, directory: str, name: str, kind: int, asked_bytes: int) -> None:
+    def __init__(
+        self, directory: str, name: str, kind: int, asked_bytes: int | None = None
+    ) -> None:
         self.name = name
         self.path = os.path.join(directory, name)
         self.kind = kind
         self.asked_bytes = asked_bytes
         self.fd = -1
+        self.fd_was_refused = False
         self.header: tuple[int, ...] = ()
         self.info: os.stat_result | None = None
         try:
@@ -42,8 +52,9 @@ class Raw:
         if not stat.S_ISREG(self.info.st_mode):
             return
         try:
-            self.fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
+            self.fd_was_refused = True
             return  # EACCES: said as such by whoever finds `info` without `fd`
         self.info = os.fstat(self.fd)
         self.read_header()
@@ -67,6 +78,11 @@ class Raw:
         return self.info.st_size if self.info else 0
 
     @property
+    def full_bytes(self) -> int:
+        """What it may grow to; of one that is not there what it would be made with."""
+        return self.size_bytes or self.asked_bytes or _DEFAULT_BYTES[self.kind]
+
+    @property
     def backed_bytes(self) -> int:
         """How much of it has memory behind it."""
         return self.info.st_blocks * 512 if self.info else 0
@@ -78,7 +94,7 @@ class Raw:
     @property
     def is_original(self) -> bool:
         """Whether asgi_ipc 1.x made it."""
-        return self.word(L.MAGIC_WORD) & 0xFFFF == _PICKLE_2
+        return self.word(L.MAGIC_WORD) & 0xFFFF == PICKLE_2
 
     @property
     def is_ours(self) -> bool:

@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator
 
 from .. import _layout as L
+from .. import _procfs
 from ._case import Case
 from ._finding import Finding, Number, count, error, mib, ok, warning
-from ._probe import is_alive
 from ._processes import Process
 from ._raw import Raw
+from ._sites import sites
 
-__all__ = ["check_processes", "check_segments", "check_strangers", "remove_command"]
+__all__ = ["check_processes", "check_segments", "check_strangers", "removal"]
 
 _LISTED = 10
-_SEGMENT = re.compile(r"([a-zA-Z0-9\-_.]+)-(?:messages|groups)\Z")  # what is safe in a command
 
 
-def remove_command(case: Case, prefix: str = "") -> str:
-    """Return the command that removes a site, once every process of it has ended."""
-    base = f"{case.shm}/{prefix or case.prefix}"
-    return f"$ rm -rf {base}-messages {base}-groups {base}-bells"
+def removal(case: Case) -> str:
+    """Return how to remove the site, with the command once nobody uses it any more."""
+    if case.users or case.listeners():
+        return (
+            "stop every process of the site, then remove it with asgi-ipc unlink. Who they are:\n"
+            f"$ asgi-ipc processes --prefix {case.prefix}"
+        )
+    return f"remove it:\n$ asgi-ipc unlink --prefix {case.prefix}"
 
 
 def check_segments(case: Case) -> Iterator[Finding]:
     """Look at both segments as files, and at their headers."""
-    missing = [raw for raw in case.segments if raw.info is None]
+    if all(raw.info is None for raw in case.segments):
+        yield _no_site(case)
+        return
     for raw in case.segments:
         if raw.info is not None:
             yield from _one(case, raw)
-        elif len(missing) == len(case.segments):
-            yield ok(
-                "segment",
-                f"{raw.path} is not there yet",
-                f"the first process of the site makes it, with {mib(raw.asked_bytes)}",
-                name=raw.name,
-            )
         else:
             yield warning(
                 "segment-missing",
@@ -52,6 +50,20 @@ def check_segments(case: Case) -> Iterator[Finding]:
             )
 
 
+def _no_site(case: Case) -> Finding:
+    others = sites(case.seen)
+    names = ", ".join(f"{one.prefix} ({one.state})" for one in others[:_LISTED])
+    more = f" and {len(others) - _LISTED} more" if len(others) > _LISTED else ""
+    return warning(
+        "site-missing",
+        f"there is no site {case.prefix!r}",
+        "no process of it has started yet, or the prefix is another one; on this machine there "
+        f"{'are' if len(others) > 1 else 'is'} {names + more or 'none'}",
+        "give the prefix that the site's layers have. All of them:\n$ asgi-ipc sites",
+        prefixes=[one.prefix for one in others],
+    )
+
+
 def _one(case: Case, raw: Raw) -> Iterator[Finding]:
     unusable = _unusable(case, raw)
     if unusable is not None:
@@ -59,13 +71,13 @@ def _one(case: Case, raw: Raw) -> Iterator[Finding]:
         return
     problems = [one for one in (_owner(case, raw), _mode(case, raw)) if one is not None]
     yield from problems
-    if raw.size_bytes != raw.asked_bytes:
+    if raw.asked_bytes not in (None, raw.size_bytes):
         yield warning(
             "segment-size",
             f"{raw.path} was made with another size than is asked for now",
             f"it has {raw.size_bytes} bytes and keeps them; asked for are {raw.asked_bytes}",
             "give every process of the site, and this examination, the same sizes; to change "
-            f"them stop every process, then\n{remove_command(case)}",
+            f"them {removal(case)}\nand start its processes again",
             name=raw.name,
             size_bytes=raw.size_bytes,
             asked_bytes=raw.asked_bytes,
@@ -93,7 +105,7 @@ def _one(case: Case, raw: Raw) -> Iterator[Finding]:
 def _unusable(case: Case, raw: Raw) -> Finding | None:
     """Return why nobody can use what stands in a segment's place, if so."""
     assert raw.info is not None
-    stop = f"stop every process of the site, then\n{remove_command(case)}"
+    remove = removal(case)
     if not stat.S_ISREG(raw.info.st_mode):
         return error(
             "segment-not-ours",
@@ -120,8 +132,7 @@ def _unusable(case: Case, raw: Raw) -> Finding | None:
             "segment-original",
             f"{raw.path} was left by asgi_ipc 1.x",
             f"{raw.size_bytes} bytes; processes of both versions share nothing",
-            "stop every process that still uses it, then\n"
-            f"$ cd {case.shm} && rm -f " + " ".join(_names_of_the_original(case.prefix)),
+            remove,
             name=raw.name,
         )
     magic, ready = raw.word(L.MAGIC_WORD), raw.word(L.READY_WORD)
@@ -147,7 +158,7 @@ def _unusable(case: Case, raw: Raw) -> Finding | None:
             "segment-layout",
             f"{raw.path} has another layout version",
             f"it has {version}, and this asgi_ipc uses {L.LAYOUT_VERSION}: they cannot share",
-            f"finish the upgrade: {stop}",
+            f"finish the upgrade: {remove}",
             name=raw.name,
             layout_version=version,
             wanted_version=L.LAYOUT_VERSION,
@@ -158,13 +169,8 @@ def _unusable(case: Case, raw: Raw) -> Finding | None:
     if raw.word(L.KIND_WORD) != raw.kind:
         broken.append(f"it is of kind {raw.word(L.KIND_WORD)}, not {raw.kind}")
     if broken:
-        return error("segment-damaged", f"{raw.path} is damaged", "; ".join(broken), stop)
+        return error("segment-damaged", f"{raw.path} is damaged", "; ".join(broken), remove)
     return None
-
-
-def _names_of_the_original(prefix: str) -> list[str]:
-    kinds = ("messages", "groups")
-    return [f"{kind}{prefix}-{name}" for kind in ("", "sem.") for name in kinds]
 
 
 def _owner(case: Case, raw: Raw) -> Finding | None:
@@ -177,8 +183,8 @@ def _owner(case: Case, raw: Raw) -> Finding | None:
         f"{raw.path} belongs to another user than the site's",
         f"it belongs to user {owner} with mode {stat.S_IMODE(raw.info.st_mode):#o}, and the site "
         f"runs as user {case.user}: perhaps somebody ran a command of the site as user {owner}",
-        "run every process and command of the site as one user. Stop them all, then\n"
-        f"{remove_command(case)}\nor, for several users of one group, give mode=0o660 to all",
+        "run every process and command of the site as one user, or, for several users of one "
+        f"group, give mode=0o660 to all. To make it anew {removal(case)}",
         name=raw.name,
         owner=owner,
         user=case.user,
@@ -189,10 +195,11 @@ def _mode(case: Case, raw: Raw) -> Finding | None:
     assert raw.info is not None
     mode = stat.S_IMODE(raw.info.st_mode)
     numbers: dict[str, Number] = {"name": raw.name, "mode": mode, "wanted_mode": case.mode}
+    than = "than the site asks for" if case.is_mode_given else "than the other segment"
     if mode & ~case.mode & 0o777:
         return error(
             "segment-mode",
-            f"{raw.path} is open to more users than the site asks for",
+            f"{raw.path} is open to more users {than}",
             f"its mode is {mode:#o}, wider than {case.mode:#o}: processes that start refuse it",
             f"if that is meant, pass mode={mode:#o} to every process; else\n"
             f"$ chmod {case.mode:o} {raw.path}",
@@ -204,6 +211,15 @@ def _mode(case: Case, raw: Raw) -> Finding | None:
             f"{raw.path} is open to fewer users than the site asks for",
             f"its mode is {mode:#o}, and the site asks for {case.mode:#o}: other users stay out",
             f"give every process the same mode, then\n$ chmod {case.mode:o} {raw.path}",
+            **numbers,
+        )
+    if mode & 0o007 and not case.is_mode_given:
+        return warning(
+            "segment-mode",
+            f"{raw.path} is open to everybody on this machine",
+            f"its mode is {mode:#o}: any user may read messages, or send them",
+            "if that is meant, say so (--mode); else give every process mode=0o600, or 0o660 for "
+            f"one group, then\n$ chmod o= {raw.path}",
             **numbers,
         )
     return None
@@ -234,8 +250,9 @@ def check_processes(case: Case) -> Iterator[Finding]:
         "processes", what, detail, pids=[one.pid for one in case.users], hidden=case.seen.hidden
     )
     for process in case.users:
-        if process.state in ("T", "t"):
-            yield _stopped(process)
+        thaw = _procfs.thawing(process.pid)
+        if thaw is not None or _procfs.is_stopped(process.state):
+            yield _stopped(process, thaw)
     device = os.stat(case.shm).st_dev
     mine = {(raw.info.st_dev, raw.info.st_ino) for raw in case.segments if raw.info}
     for process in case.seen.users_of(case.names):
@@ -250,14 +267,17 @@ def check_processes(case: Case) -> Iterator[Finding]:
             yield _elsewhere(case, process, elsewhere)
 
 
-def _stopped(process: Process) -> Finding:
+def _stopped(process: Process, thaw: str | None) -> Finding:
+    word = "stopped" if thaw is None else "frozen"
+    remedy = f"continue it, or end it:\n$ kill -CONT {process.pid}\n$ kill -KILL {process.pid}"
     return warning(
         "process-stopped",
-        f"process {process.pid} is stopped",
+        f"process {process.pid} is {word}",
         f"{process} is in state {process.state}: what it receives for waits until it expires",
-        f"continue it, or end it:\n$ kill -CONT {process.pid}\n$ kill -KILL {process.pid}",
+        remedy if thaw is None else f"thaw it (docker unpause, systemctl thaw):\n$ {thaw}",
         pid=process.pid,
         state=process.state,
+        frozen=thaw is not None,
     )
 
 
@@ -296,53 +316,17 @@ def _is_of_this_system(process: Process) -> bool:
 
 
 def check_strangers(case: Case) -> Iterator[Finding]:
-    """Look for segments of other prefixes that nobody is attached to."""
-    device = os.stat(case.shm).st_dev
-    used = {
-        one.inode
-        for process in case.seen.processes.values()
-        for one in process.mappings
-        if one.device == device
-    }
-    sites: dict[str, int] = {}
-    busy: set[str] = set()
-    for entry in sorted(os.listdir(case.shm)):
-        match = _SEGMENT.match(entry)
-        if not match or match[1] == case.prefix:
-            continue
-        prefix = match[1]
-        raw = Raw(case.shm, entry, 0, 0)
-        raw.close()
-        if raw.info is None or not raw.is_ours:
-            continue  # or may not be read: then it is somebody else's business
-        hidden = case.seen.hidden and raw.info.st_uid != os.geteuid()
-        if raw.info.st_ino in used or hidden or _is_listened_for(case, prefix):
-            busy.add(prefix)
-        else:
-            sites[prefix] = sites.get(prefix, 0) + raw.backed_bytes
-    stale = {prefix: size for prefix, size in sites.items() if prefix not in busy}
+    """Look for segments of other prefixes that nobody is attached to: said, and no fault here."""
+    others = [one for one in sites(case.seen) if one.prefix != case.prefix]
+    stale = {one.prefix: one.backed_bytes for one in others if one.state == "stale"}
     if not stale:
-        yield ok("stale-segments", "no other site has left segments behind", sites=len(busy))
+        yield ok("stale-segments", "no other site has left segments behind", sites=len(others))
         return
     total = sum(stale.values())
-    names = ", ".join(f"{prefix} ({mib(size)})" for prefix, size in list(stale.items())[:_LISTED])
-    more = f" and {len(stale) - _LISTED} more" if len(stale) > _LISTED else ""
-    commands = "\n".join(remove_command(case, prefix) for prefix in list(stale)[:_LISTED])
-    yield warning(
+    yield ok(
         "stale-segments",
-        f"{count(len(stale), 'other site')} left segments that nobody is attached to",
-        f"they take {mib(total)}: {names}{more}",
-        "those that nobody uses, in other containers neither, and that will not be started again "
-        f"can be removed:\n{commands}",
+        f"{count(len(stale), 'other site')} left segments that nobody is attached to, {mib(total)}",
+        "asgi-ipc sites lists them",
         prefixes=dict(stale),
         total_bytes=total,
     )
-
-
-def _is_listened_for(case: Case, prefix: str) -> bool:
-    """Whether anybody waits for that site's messages, in whatever container."""
-    directory = f"{case.shm}/{prefix}-bells"
-    try:
-        return any(is_alive(os.path.join(directory, name)) for name in os.listdir(directory))
-    except OSError:
-        return False  # ENOENT: nobody ever waited

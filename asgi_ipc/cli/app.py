@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from .. import __version__
-from . import bench, clearing, examining, looking, mending, sending, serving, top
+from . import bench, clearing, examining, listening, looking, mending, sending, serving, top
 from .options import AsJson, checked_prefix
 
 __all__ = ["app"]
@@ -29,7 +30,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "channels": looking.channels,
     "groups": looking.groups,
     "processes": looking.processes,
+    "sites": examining.sites,
     "peek": looking.peek,
+    "listen": listening.listen,
     "send": sending.send,
     "receive": sending.receive,
     "group-send": sending.group_send,
@@ -41,8 +44,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench.bench,
     "serve": serving.serve,
 }
+
+
+def _unwrapped(docstring: str) -> str:
+    """Return a docstring with each paragraph on one line: the window is what it is wrapped for."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, help=_unwrapped(command.__doc__ or ""))(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
-import posix_ipc
 import typer
 
 from .. import AsyncIPCChannelLayer, _procfs
-from .. import _layout as L
 from .._bell import bells_directory
 from .._blocking import drive
-from .._image import LockHeld, NoSite, segment_name
+from .._image import LockHeld, NoSite
 from .._inspect import Inspector
 from .._reading import Process
-from .._segment import Segment
+from .._removing import names_of, remove_site
 from ..exceptions import SegmentError
 from ..names import check_channel, check_group, home_of
 from . import documents, tables, words
 from .attaching import layer_of
 from .codes import Code
-from .options import AsJson, Patience, Prefix, console, ending, fail, print_json
+from .options import AsJson, Patience, Prefix, console, ending, fail, is_terminal, print_json
 
 __all__ = ["flush", "unlink"]
 
 _AT_ONCE = 64  # messages of a process-specific queue in one transaction
-_KINDS = (L.KIND_MESSAGES, L.KIND_GROUPS)
 
 
 @ending
@@ -52,8 +50,15 @@ def flush(
     channels, groups = channel or [], group or []
     _check_names(channels, groups, as_json=as_json)
     is_all = not channels and not groups
-    if is_all and not yes and sys.stdin.isatty():
-        typer.confirm(f"Drop every message and group of {prefix!r}?", abort=True)
+    if is_all and not yes:
+        if not is_terminal(sys.stdin):
+            fail(
+                Code.USAGE,
+                "this drops every message and group, and nobody can be asked here: repeat it with "
+                "--yes, or name a --channel or --group",
+                as_json=as_json,
+            )
+        typer.confirm(f"Drop every message and group of {prefix!r}?", abort=True, err=True)
     with layer_of(prefix, patience=patience) as layer:
         memberships = None
         if is_all:
@@ -119,8 +124,7 @@ def unlink(
     go on with what they have, notice it within seconds and attach to new, empty segments.
     """
     files = _files_of(prefix)
-    directory = bells_directory(prefix)
-    if not files and not os.path.isdir(directory):
+    if not names_of(prefix) and not os.path.lexists(bells_directory(prefix)):
         raise NoSite(f"there is nothing to remove: no segment and no socket of {prefix!r}")
     attached = _attached(prefix, files)
     if attached and not force:
@@ -134,37 +138,22 @@ def unlink(
             as_json=as_json,
             processes=who,
         )
-    removed = []
-    for kind in _KINDS:
-        name = segment_name(prefix, kind)
-        if (name[1:]) in dict(files):
-            Segment.unlink_name(name)
-            removed.append(name)
-    if os.path.isdir(directory):
-        _remove_directory(directory)
-        removed.append(directory)
+    removed, strangers = remove_site(prefix)
     if as_json:
         who = [documents.process_document(process) for process in attached]
-        print_json({"prefix": prefix, "removed": removed, "processes": who})
-    else:
-        print("removed " + " ".join(removed))
+        print_json({"prefix": prefix, "removed": removed, "strangers": strangers, "processes": who})
+        return
+    print("removed " + (" ".join(removed) or "nothing"))
+    if strangers:
+        print("left, as none of ours: " + words.printable(" ".join(strangers)))
 
 
 def _files_of(prefix: str) -> list[tuple[str, int]]:
     """Return name and inode of the segments that exist, whatever is in them."""
     found = []
-    for kind in _KINDS:
-        name = segment_name(prefix, kind)
-        try:
-            fd = posix_ipc.SharedMemory(name, read_only=True).fd
-        except posix_ipc.ExistentialError:
-            continue
-        except (posix_ipc.PermissionsError, ValueError) as exc:
-            raise SegmentError(
-                f"segment {name} cannot be opened, so not be removed: {exc}"
-            ) from exc
-        found.append((name[1:], os.fstat(fd).st_ino))
-        os.close(fd)
+    for path in names_of(prefix):
+        with suppress(FileNotFoundError):  # gone meanwhile
+            found.append((os.path.basename(path), os.lstat(path).st_ino))
     return found
 
 
@@ -184,12 +173,3 @@ def _attached(prefix: str, files: list[tuple[str, int]]) -> list[Process]:
             for pid in sorted(_procfs.mapping(files) - {os.getpid()})
         ]
     return [process for process in processes if process.alive is not False]
-
-
-def _remove_directory(directory: str) -> None:
-    try:
-        for name in os.listdir(directory):
-            os.unlink(os.path.join(directory, name))
-        os.rmdir(directory)
-    except OSError:
-        pass  # ENOENT, ENOTEMPTY: a process is just starting or ending there

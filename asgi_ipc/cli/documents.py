@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .. import _codec
+from .._doctor import StandingSite
 from .._peek import Member, Peek
 from .._reading import Channel, Group, Loop, Memory, Process, Reading
 from ..exceptions import SegmentCorrupt
@@ -20,6 +21,7 @@ __all__ = [
     "members_document",
     "peek_document",
     "process_document",
+    "site_document",
     "stats_document",
 ]
 
@@ -48,7 +50,11 @@ def stats_document(
     return {
         **frame(reading),
         "created": _moment(reading.created),
-        "totals": totals._asdict(),
+        "totals": {
+            **totals._asdict(),
+            "messages": totals.messages,
+            "deliveries": totals.deliveries,
+        },
         "per_second": rates.totals,
         "drops": {
             "channel_full": totals.full,
@@ -97,6 +103,12 @@ def process_document(process: Process) -> dict[str, Any]:
     return {**process._asdict(), "loops": [_loop(loop) for loop in process.loops]}
 
 
+def site_document(site: StandingSite) -> dict[str, Any]:
+    """Return one site of the machine."""
+    created = None if site.created is None else _moment(site.created)
+    return {**site._asdict(), "created": created}
+
+
 def peek_document(prefix: str, channel: str, peek: Peek) -> dict[str, Any]:
     """Return the first messages of a queue."""
     messages = []
@@ -134,6 +146,7 @@ def _memory(memory: Memory) -> dict[str, Any]:
         "backed_bytes": memory.backed,
         "used_bytes": memory.used,
         "free_bytes": memory.free,
+        "growth_bytes": memory.growth,
         "largest_free_bytes": memory.largest_free,
         "is_exact": memory.is_exact,
     }

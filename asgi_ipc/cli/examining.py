@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pwd
+from collections import Counter
 from typing import Annotated
 
 import typer
@@ -10,11 +11,12 @@ from rich.padding import Padding
 from rich.text import Text
 
 from .._doctor import Finding, examine, worst
-from ..aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY
+from .._doctor import sites as find_sites
+from . import documents, tables, words
 from .codes import Code
-from .options import AsJson, Prefix, console, ending, fail, print_json
+from .options import AsJson, Prefix, console, ending, fail, print_json, size_in_bytes
 
-__all__ = ["doctor"]
+__all__ = ["doctor", "sites"]
 
 _MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "error": ("error", "bold red")}
 
@@ -31,12 +33,14 @@ def doctor(
     prefix: Prefix = "asgi",
     as_json: AsJson = False,
     message_memory: Annotated[
-        int, typer.Option(metavar="BYTES", help="As the site is configured.")
-    ] = DEFAULT_MESSAGE_MEMORY,
+        int | None,
+        typer.Option(parser=size_in_bytes, metavar="SIZE", help="As the site is configured."),
+    ] = None,
     group_memory: Annotated[
-        int, typer.Option(metavar="BYTES", help="As the site is configured.")
-    ] = DEFAULT_GROUP_MEMORY,
-    mode: Annotated[str, typer.Option(metavar="OCTAL", help="As the site is configured.")] = "600",
+        int | None,
+        typer.Option(parser=size_in_bytes, metavar="SIZE", help="As the site is configured."),
+    ] = None,
+    mode: Annotated[str, typer.Option(metavar="OCTAL", help="As the site is configured.")] = "",
     user: Annotated[
         str, typer.Option(help="Name or number of the user that the site runs as.")
     ] = "",
@@ -44,14 +48,15 @@ def doctor(
 ) -> None:
     """Examine a site and the machine around it; say what is wrong and what to do.
 
-    Ends with 0 when all is well, and 1 with a warning or an error. Looks only, and also at
-    what no process can attach to. Give the options that the site's layers have.
+    The gravest first. Ends with 0 when all is well, and 1 with a warning or an error. Looks only,
+    and also at what no process can attach to. With the options that the site's layers have it
+    says as well what differs from them. A SIZE is in bytes, or like 64MiB.
     """
     findings = examine(
         prefix,
         message_memory=message_memory,
         group_memory=group_memory,
-        mode=_mode(mode),
+        mode=_mode(mode) if mode else None,
         user=_user_id(user, as_json=as_json),
     )
     gravest = worst(findings)
@@ -62,10 +67,16 @@ def doctor(
     else:
         for one in shown:
             _print(one)
-        if gravest == "ok":
-            print("all is well")
+        _print_sum(findings)
     if gravest != "ok":
         raise typer.Exit(int(Code.PROBLEM))
+
+
+def _print_sum(findings: list[Finding]) -> None:
+    """Say how many there are of each: the first lines may have left the window."""
+    found = Counter(one.severity for one in findings)
+    parts = [words.many(found[one], one) for one in ("error", "warning") if found[one]]
+    print(f"{' and '.join(parts)}: the gravest first, above" if parts else "all is well")
 
 
 def _user_id(user: str, *, as_json: bool) -> int | None:
@@ -89,3 +100,19 @@ def _print(finding: Finding) -> None:
     for text, look in ((finding.detail, "dim" if mark == "ok" else ""), (finding.remedy, "cyan")):
         for line in text.splitlines():
             out.print(Padding(Text(line, style=look), (0, 0, 0, 8), expand=False))
+
+
+@ending
+def sites(as_json: AsJson = False) -> None:
+    """Print the sites of this machine: prefix, owner, processes, memory, age, alive or stale.
+
+    A stale one has segments that no process is attached to: it waits for its next start, or for
+    "asgi-ipc unlink".
+    """
+    found = find_sites()
+    if as_json:
+        print_json({"sites": [documents.site_document(one) for one in found]})
+    elif found:
+        console().print(tables.sites_table(found))
+    else:
+        fail(Code.OK, "there is no site on this machine", as_json=False)

@@ -128,7 +128,8 @@ def _print_stats(
     if as_json:
         print_json(documents.stats_document(reading, rates, channels, groups, processes))
     else:
-        console().print(tables.stats_view(reading, rates, channels, groups, processes))
+        out = console()
+        out.print(tables.stats_view(reading, rates, channels, groups, processes, out.width))
 
 
 @ending
@@ -148,7 +149,8 @@ def channels(
         rest = {"channels": [documents.channel_document(channel) for channel in rows]}
         print_json(documents.frame(reading) | rest)
     else:
-        console().print(tables.channels_table(rows))
+        out = console()
+        out.print(tables.channels_table(rows, reading.loops, width=out.width))
 
 
 @ending

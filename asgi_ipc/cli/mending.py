@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 
 import typer
 
@@ -14,6 +15,7 @@ from .._blocking import drive
 from .._check import check_groups, check_messages
 from .._inspect import Inspector
 from .._reading import Loop
+from .._removing import open_directory
 from ..exceptions import SegmentCorrupt
 from . import words
 from .attaching import layer_of
@@ -146,18 +148,21 @@ def _consolidate(layer: AsyncIPCChannelLayer) -> bool:
 def _remove_dead_sockets(prefix: str) -> int:
     """Remove sockets nobody listens on; their names are random and never used again."""
     directory = bells_directory(prefix)
+    doors = open_directory(directory)
+    if doors is None:
+        return 0
     removed = 0
     sockets = _procfs.listening()
-    for name in os.listdir(directory) if os.path.isdir(directory) else ():
-        path = os.path.join(directory, name)
-        if not is_door(name):
-            continue  # the witness file
-        try:
-            is_new = time.time() - os.lstat(path).st_ctime < _NEW_S
-            if is_new or path in sockets or _procfs.door_answers(path) is not False:
-                continue
-            os.unlink(path)
-            removed += 1
-        except OSError:
-            pass  # ENOENT: its owner, or another process, was faster
+    try:
+        for name in filter(is_door, os.listdir(doors)):
+            path = os.path.join(directory, name)
+            with suppress(OSError):  # ENOENT: its owner, or another process, was faster
+                info = os.stat(name, dir_fd=doors, follow_symlinks=False)
+                is_new = time.time() - info.st_ctime < _NEW_S
+                if is_new or path in sockets or _procfs.door_answers(path) is not False:
+                    continue
+                os.unlink(name, dir_fd=doors)
+                removed += 1
+    finally:
+        os.close(doors)
     return removed

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from .._reading import Reading
+from .._reading import Channel, Reading
 
 __all__ = ["RATED", "Rates"]
 
-RATED = ("sent", "received", "expired", "full", "memory_full", "dropped", "flushed")
+RATED = (
+    "messages", "deliveries", "sent", "received", "expired", "full", "memory_full", "dropped",
+    "flushed",
+)  # fmt: skip
 
 
 class Rates:
@@ -20,12 +23,13 @@ class Rates:
         self._before: Reading | None = None
         self.totals: dict[str, float] | None = None
         self._channels: dict[str, float] = {}
+        self._taken: dict[str, int] = {}
 
     def add(self, reading: Reading) -> None:
         """Take the next reading."""
         before, self._before = self._before, reading
         if before is None or before.created != reading.created:
-            self.totals, self._channels = None, {}
+            self.totals, self._channels, self._taken = None, {}, {}
             return
         elapsed_s = reading.taken_s - before.taken_s
         if elapsed_s <= 0:
@@ -34,11 +38,22 @@ class Rates:
             name: _grown(getattr(reading.totals, name), getattr(before.totals, name)) / elapsed_s
             for name in RATED
         }
+        if reading.totals.messages < before.totals.messages:
+            self.totals["messages"] = 0.0  # a little behind: see there
         sent = {channel.name: channel.sent for channel in before.channels}
         self._channels = {
             channel.name: _grown(channel.sent, sent.get(channel.name, 0)) / elapsed_s
             for channel in reading.channels
         }
+        taken = {channel.name: channel.received for channel in before.channels}
+        self._taken = {
+            channel.name: _grown(channel.received, taken.get(channel.name, 0))
+            for channel in reading.channels
+        }
+
+    def grows_unread(self, channel: Channel) -> bool:
+        """Whether messages were sent to a channel and none was taken, since the reading before."""
+        return bool(self.of_channel(channel.name)) and not self._taken.get(channel.name)
 
     def of_channel(self, name: str) -> float | None:
         """Return messages sent to a channel per second; ``None`` before there are two readings."""

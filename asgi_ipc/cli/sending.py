@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from ..names import check_channel, check_group
 from . import words
 from .attaching import layer_of
 from .codes import Code
-from .messages import from_json, to_json
+from .messages import dumps, from_json, to_json
 from .options import AsJson, Patience, Prefix, ending, fail, print_json
 
 __all__ = ["group_send", "receive", "send"]
@@ -35,7 +34,9 @@ Capacity = Annotated[
 
 
 def _text(message: str) -> str:
-    return sys.stdin.read() if message == "-" else message
+    if message != "-":
+        return message
+    return sys.stdin.read() if sys.stdin is not None else ""  # closed at the start
 
 
 @ending
@@ -102,6 +103,8 @@ def receive(
     Waits for ever unless --timeout is given. What is printed is gone from the channel.
     """
     check_channel(channel)
+    if sys.stdout is None:
+        fail(Code.USAGE, "standard output is closed: what is taken would be lost", as_json=False)
     with layer_of(prefix, patience=patience, block_timeout=timeout or None) as layer:
         received = 0
         while not count or received < count:
@@ -110,10 +113,14 @@ def receive(
                 wait = f"within {timeout:g} s" if timeout else "just now"
                 fail(Code.NOTHING, f"no message for {channel} {wait}", as_json=as_json)
             name, message = got
-            if as_json:
-                print_json({"prefix": prefix, "channel": name, "message": message})
-            else:
-                print(json.dumps(message), flush=True)
+            try:
+                if as_json:
+                    print_json({"prefix": prefix, "channel": name, "message": message})
+                else:
+                    print(dumps(message), flush=True)
+            except OSError:  # a full disk, a reader that has gone: it is in the channel no more
+                print(f"asgi-ipc: taken, and not written: {dumps(message)}", file=sys.stderr)
+                raise
             received += 1
 
 

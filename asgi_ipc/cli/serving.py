@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .codes import Code
-from .options import AsJson, Prefix, ending, fail
+from .options import AsJson, Prefix, ending, fail, size_in_bytes
 
 __all__ = ["serve"]
 
@@ -30,7 +30,8 @@ def serve(
         str, typer.Option(help="Of uvicorn: debug, info, warning, error.")
     ] = "info",
     ws_max_size: Annotated[
-        int, typer.Option(min=1, metavar="BYTES", help="Largest websocket frame.")
+        int,
+        typer.Option(parser=size_in_bytes, metavar="SIZE", help="Largest websocket frame."),
     ] = 16 << 20,
     access_log: Annotated[bool, typer.Option(help="Write a line for each request.")] = True,
 ) -> None:

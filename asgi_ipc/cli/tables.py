@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import pwd
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,10 +13,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .._doctor import StandingSite
 from .._peek import Member
 from .._procfs import is_stopped
-from .._reading import Channel, Group, Memory, Process, Reading
+from .._reading import Channel, Group, Loop, Memory, Process, Reading
 from . import words
+from .messages import dumps
 from .rates import Rates
 
 __all__ = [
@@ -26,11 +28,15 @@ __all__ = [
     "memory_table",
     "messages_table",
     "processes_table",
+    "sites_table",
     "stats_view",
     "totals_table",
 ]
 
 _BAR = 10  # cells
+_WIDE = 500
+_ROOM_FOR = {"sent": 100, "received": 100, "expired": 100, "rate": 50, "full": 60}
+_OLD_S = 10.0  # a message that waits for longer, with nobody there to take it
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -47,29 +53,56 @@ def _text(content: str, style: str = "") -> Text:
     return Text(words.printable(content), style=style, no_wrap=True, overflow="ellipsis")
 
 
-def channels_table(channels: Iterable[Channel], rates: Rates | None = None) -> Table:
-    """Return channels, one a line."""
+def channels_table(
+    channels: Iterable[Channel],
+    loops: Iterable[Loop],
+    rates: Rates | None = None,
+    *,
+    width: int = _WIDE,
+) -> Table:
+    """Return channels, one a line; who reads them by the processes of their loops.
+
+    In a narrow window the counts since the beginning give way to the names.
+    """
     numbers = ("depth", "rate", "sent", "received", "expired", "full", "oldest")
-    table = _table("channel", *numbers, "read by", right=numbers)
+    shown = [one for one in numbers if width >= _ROOM_FOR.get(one, 0)]
+    table = _table("channel", *shown, "read by", right=numbers)
+    pids = {loop.slot: str(loop.pid) for loop in loops}
     for channel in channels:
+        is_stuck = _is_stuck(channel, rates)
+        depth_style = "bold red" if is_stuck else "bold" if channel.depth else "dim"
+        cells: dict[str, Text | str] = {
+            "depth": Text(words.count(channel.depth), style=depth_style),
+            "rate": words.rate(rates.of_channel(channel.name)) if rates is not None else "",
+            "sent": words.count(channel.sent),
+            "received": words.count(channel.received),
+            "expired": _alarming(channel.expired, "yellow"),
+            "full": _alarming(channel.full + sum(leaf.full for leaf in channel.leaves), "red"),
+            "oldest": words.age(channel.oldest_age_s) if channel.depth else "",
+        }
         table.add_row(
             _text(channel.name),
-            Text(words.count(channel.depth), style="bold" if channel.depth else "dim"),
-            words.rate(rates.of_channel(channel.name)) if rates is not None else "",
-            words.count(channel.sent),
-            words.count(channel.received),
-            _alarming(channel.expired, "yellow"),
-            _alarming(channel.full + sum(leaf.full for leaf in channel.leaves), "red"),
-            words.age(channel.oldest_age_s) if channel.depth else "",
-            _text(_readers(channel)),
+            *(cells[one] for one in shown),
+            _text(_readers(channel, pids, is_stuck), "red" if is_stuck else ""),
         )
     return table
 
 
-def _readers(channel: Channel) -> str:
+def _is_stuck(channel: Channel, rates: Rates | None) -> bool:
+    """Whether messages wait, and nobody seems to be there to take them."""
+    if not channel.depth or channel.parked:
+        return False
+    grows = rates is not None and rates.grows_unread(channel)
+    return grows or channel.oldest_age_s > _OLD_S
+
+
+def _readers(channel: Channel, pids: dict[int, str], is_stuck: bool) -> str:
     if channel.parked:
-        return "slots " + " ".join(str(slot) for slot in channel.parked)
-    return f"(slot {channel.loop})" if channel.loop is not None else ""
+        found = dict.fromkeys(pids.get(slot, "?") for slot in channel.parked)
+        return _some(list(found))
+    if channel.loop is not None:
+        return f"({pids.get(channel.loop, '?')})"
+    return "nobody" if is_stuck else ""
 
 
 def _alarming(number: int, style: str) -> Text:
@@ -99,18 +132,44 @@ def members_table(members: Iterable[Member]) -> Table:
 
 def processes_table(processes: Iterable[Process]) -> Table:
     """Return processes, one a line, each followed by its loops."""
-    table = _table("pid", "state", "loops", "since", "parked on", "command", right=("pid",))
+    table = _table("pid", "state", "loops", "since", "parked on", "command", right=("pid", "loops"))
     for process in processes:
         loops = process.loops
         table.add_row(
             str(process.pid),
             _state(process),
-            " ".join(str(loop.slot) for loop in loops) or "none",
+            words.count(len(loops)),
             words.age(max(0.0, time.time() - min(loop.since for loop in loops))) if loops else "",
             _text(_some([name for loop in loops for name in loop.parked_on])),
             _text(process.command or ""),
         )
     return table
+
+
+def sites_table(sites: Iterable[StandingSite]) -> Table:
+    """Return the sites of a machine, one a line."""
+    numbers = ("processes", "memory", "age")
+    table = _table("prefix", "owner", *numbers, "state", "note", right=numbers)
+    styles = {"alive": "green", "stale": "yellow", "unknown": "dim"}
+    for one in sites:
+        age_s = None if one.created is None else max(0.0, time.time() - one.created)
+        table.add_row(
+            _text(one.prefix),
+            _text(_user(one.owner)),
+            words.count(len(one.pids)),
+            words.size(one.backed_bytes),
+            words.age(age_s),
+            Text(one.state, style=styles[one.state]),
+            _text(one.note),
+        )
+    return table
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)  # of a container, say: no name for it here
 
 
 def _state(process: Process) -> Text:
@@ -130,14 +189,15 @@ def _some(names: list[str], limit: int = 3) -> str:
 
 def memory_table(memory: Iterable[Memory]) -> Table:
     """Return the memory of both segments."""
-    numbers = ("size", "backed", "used", "free", "largest free")
-    table = _table("segment", *numbers, "", right=numbers)
+    numbers = ("size", "backed", "used", "free", "largest")
+    table = _table("memory", *numbers, right=numbers)
+    table.add_column("", no_wrap=True)
     for one in memory:
-        share = one.used / one.size
+        share = one.used / (one.used + one.free)
         style = "red" if share > 0.9 else "yellow" if share > 0.7 else "green"
         filled = min(_BAR, round(share * _BAR))
         table.add_row(
-            _text(one.segment),
+            one.segment.rpartition("-")[2],
             words.size(one.size),
             words.size(one.backed),
             words.size(one.used),
@@ -153,8 +213,9 @@ def totals_table(reading: Reading, rates: Rates) -> Table:
     totals, per_second = reading.totals, rates.totals or {}
     table = _table("", "total", "per second", right=("total", "per second"))
     for label, name, style in (
-        ("sent", "sent", ""),
-        ("received", "received", ""),
+        ("messages sent", "messages", ""),
+        ("deliveries, of groups each member", "deliveries", ""),
+        ("taken from queues", "received", ""),
         ("refused: channel full", "full", "red"),
         ("refused: memory full", "memory_full", "red"),
         ("group members skipped: full", "dropped", "red"),
@@ -176,6 +237,7 @@ def stats_view(
     channels: Sequence[Channel],
     groups: Sequence[Group],
     processes: Sequence[Process],
+    width: int = _WIDE,
 ) -> RenderableType:
     """Return everything about a site."""
     totals = reading.totals
@@ -200,7 +262,7 @@ def stats_view(
     parts += ["", totals_table(reading, rates), "", memory_table(reading.memory)]
     shown = f" (the first {len(channels)} by depth)" if len(channels) < totals.channels else ""
     for title, rows, table in (
-        (f"channels{shown}", channels, channels_table(channels, rates)),
+        (f"channels{shown}", channels, channels_table(channels, reading.loops, rates, width=width)),
         ("groups", groups, groups_table(groups)),
         ("processes", processes, processes_table(processes)),
     ):
@@ -211,7 +273,7 @@ def stats_view(
 
 def _readable(message: Any) -> str:
     """Return JSON that people read: letters as they are, but nothing that moves the cursor."""
-    text = json.dumps(message, ensure_ascii=False)
+    text = dumps(message, ensure_ascii=False)
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 

@@ -19,12 +19,12 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from .._inspect import Inspector
-from .._reading import Process, Reading
+from .._reading import Loop, Process, Reading
 from ..exceptions import SegmentError, StoreLocked
 from . import looking, tables, words
 from .codes import Code
 from .looking import ChannelOrder
-from .options import AsJson, Patience, Prefix, ending, fail
+from .options import AsJson, Patience, Prefix, ending, fail, is_terminal
 from .rates import Rates
 from .terminal import Terminal
 
@@ -50,7 +50,19 @@ HELP = """\
  tab      everything, channels only, groups only, processes only (or 1 2 3 4)
  up down page-up page-down home   leaf through what does not fit
  + -      read more often, less often
- ? h      this help; any key goes back"""
+ ? h      this help; any key goes back
+
+Its columns:
+
+ depth     messages that wait; red: nobody takes any
+ rate      sent a second                sent, received, expired   so far
+ full      sends that were refused      oldest   how long the first one waits
+ read by   processes that sleep until a message comes, in brackets the one that
+           a process-specific queue belongs to; nobody: that is why it grows
+ queues    where members of a group receive    version   its latest change
+ loops     event loops and threads that receive, since the first one did
+ backed    taken of the machine, in steps; never given back
+ used      of that, by messages and records    largest   the largest message"""
 
 
 class View(StrEnum):
@@ -166,8 +178,13 @@ class Picture:
             parts.append(Text(self.trouble, style="bold white on red", overflow="fold"))
             lines += 1 + len(self.trouble) // max(1, width)
         if self.reading is not None:
-            parts += self._body(self.reading, choices, height - lines)
+            parts += self._body(self.reading, choices, width, height - lines)
         return Stack(*parts)
+
+    @property
+    def loops(self) -> Sequence[Loop]:
+        """The loops of the latest reading."""
+        return self.reading.loops if self.reading is not None else ()
 
     def _head(self, choices: Choices) -> list[RenderableType]:
         """Return ``_HEAD_LINES`` lines."""
@@ -185,8 +202,11 @@ class Picture:
         reading, per_second = self.reading, self.rates.totals or {}
         totals = reading.totals
         counts = Text.assemble(
-            f"sent {words.count(totals.sent)} ",
-            (words.rate(per_second.get("sent")), "green"),
+            f"sent {words.count(totals.messages)} ",
+            (words.rate(per_second.get("messages")), "green"),
+            f"  deliveries {words.count(totals.deliveries)}"
+            if totals.deliveries != totals.messages
+            else "",
             f"  received {words.count(totals.received)} ",
             (words.rate(per_second.get("received")), "green"),
             f"  waiting {words.count(totals.pending)}",
@@ -204,11 +224,16 @@ class Picture:
             number, speed = getattr(totals, name), per_second.get(name)
             drops.append(f"{label} {words.count(number)} ", style="red" if speed else "")
             drops.append(f"{words.rate(speed)}  " if speed else " ", style="red")
+        drops.rstrip()
+        for line in (first, counts, drops):
+            line.no_wrap, line.overflow = True, "ellipsis"
         lines: list[RenderableType] = [first, counts, drops, ""]
         lines += [tables.memory_table(reading.memory)]
         return lines
 
-    def _body(self, reading: Reading, choices: Choices, lines: int) -> list[RenderableType]:
+    def _body(
+        self, reading: Reading, choices: Choices, width: int, lines: int
+    ) -> list[RenderableType]:
         channels = looking.ordered(
             looking.matching(reading.channels, choices.glob), choices.order, self.rates
         )
@@ -219,17 +244,16 @@ class Picture:
             View.processes: self.processes,
         }
         if choices.view is not View.everything:
-            return self._section(choices.view, rows[choices.view], choices, lines)
-        shares = _shares(lines, [len(groups), len(self.processes)])
-        channel_lines = lines - sum(shares)
-        parts = self._section(View.channels, channels, choices, channel_lines)
-        for view, share in zip((View.groups, View.processes), shares, strict=True):
+            return self._section(choices.view, rows[choices.view], choices, width, lines)
+        shares = _shares(lines, [len(rows[view]) for view in rows])
+        parts = self._section(View.channels, channels, choices, width, shares[0])
+        for view, share in zip((View.groups, View.processes), shares[1:], strict=True):
             if share:
-                parts += self._section(view, rows[view], Choices(), share)
+                parts += self._section(view, rows[view], Choices(), width, share)
         return parts
 
     def _section(
-        self, view: View, rows: Sequence[Any], choices: Choices, lines: int
+        self, view: View, rows: Sequence[Any], choices: Choices, width: int, lines: int
     ) -> list[RenderableType]:
         """Return a title and a table that together have ``lines`` lines at most."""
         fit = max(0, lines - _TABLE_LINES)
@@ -237,8 +261,10 @@ class Picture:
         choices.first = min(choices.first, max(0, len(rows) - 1))
         shown = rows[choices.first : choices.first + fit]
         title = f"{view} {choices.first + 1}-{choices.first + len(shown)} of {len(rows)}"
+        if not shown:
+            title = f"{view}: {len(rows)}"
         if view is View.channels:
-            table = tables.channels_table(shown, self.rates)
+            table = tables.channels_table(shown, self.loops, self.rates, width=width)
         elif view is View.groups:
             table = tables.groups_table(shown)
         else:
@@ -247,10 +273,19 @@ class Picture:
 
 
 def _shares(lines: int, counts: Sequence[int]) -> list[int]:
-    """Return how many lines groups and processes get: a quarter each, less if they need less."""
+    """Return how many lines channels, groups and processes get, by how many there are of each.
+
+    Groups and processes have a quarter each if they need it, and what the others leave.
+    """
     if lines < 5 * _TABLE_LINES:
-        return [0 for _ in counts]  # a small window is for channels
-    return [min(count + _TABLE_LINES, lines // 4) if count else 0 for count in counts]
+        return [lines, 0, 0]  # a small window is for channels
+    needs = [counts[0] + _TABLE_LINES] + [one + _TABLE_LINES if one else 0 for one in counts[1:]]
+    shares = [0] + [min(need, lines // 4) for need in needs[1:]]
+    shares[0] = min(needs[0], lines - sum(shares))
+    for section in (2, 1):  # processes first
+        shares[section] += min(needs[section] - shares[section], lines - sum(shares))
+    shares[0] = lines - sum(shares[1:])
+    return shares
 
 
 class _Watch:
@@ -296,7 +331,7 @@ def top(
             prefix=prefix, as_json=True, limit=0, pattern="", watch=interval, patience=patience
         )
         return
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         fail(Code.USAGE, "top needs a terminal: use 'stats --watch 1' without one", as_json=False)
     choices = Choices(interval_s=interval)
     with Inspector(prefix, patience=patience) as inspector, Terminal() as terminal:

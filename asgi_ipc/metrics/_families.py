@@ -207,7 +207,7 @@ class Families:
         unbacked = memory.size - memory.backed
         self._set("segment_size_bytes", memory.size, prefix, segment)
         self._set("memory_bytes", memory.used, prefix, segment, "used")
-        self._set("memory_bytes", max(0, memory.free - unbacked), prefix, segment, "free")
+        self._set("memory_bytes", memory.free - memory.growth, prefix, segment, "free")
         self._set("memory_bytes", unbacked, prefix, segment, "unbacked")
         self._set("largest_free_bytes", memory.largest_free, prefix, segment)
 

@@ -2,9 +2,9 @@
 
     python examples/channels1_site/run.py [--port 8000]
 
-Ctrl-C, or SIGTERM, stops everything, and the exit status is 0 when every process ended by itself
-with status 0. A process that dies meanwhile is started again, as systemd would do it: try
-`kill -9` on any of them.
+Ctrl-C, or SIGTERM, stops everything and removes what it shared, and the exit status is 0 when
+every process ended by itself with status 0. A process that dies meanwhile is started again, as
+systemd would do it: try `kill -9` on any of them.
 """
 
 import argparse
@@ -23,6 +23,11 @@ STOP_DEADLINE_S = 15.0
 ASK_AGAIN_S = 2.0
 # A process that ends by itself sooner than this after its start would only do it again.
 SHORTEST_LIFE_S = 2.0
+
+REMOVE = """
+from demo.asgi import channel_layer
+channel_layer.unlink()
+"""
 
 
 class Stop(BaseException):
@@ -119,6 +124,8 @@ def main() -> int:
         # The workers first: what they still answer goes out through daphne.
         for service in services:
             clean = service.stop() and clean
+        if services:
+            subprocess.run([python, "-c", REMOVE], cwd=HERE, check=False)
     return 0 if clean else 1
 
 

@@ -15,6 +15,7 @@ from .running_site import (
     Site,
     poll_until,
     remove_shared_memory_of,
+    shared_memory_of,
     wait_until_working,
 )
 
@@ -100,7 +101,7 @@ def test_processes_end_while_idle_and_while_busy(empty_site: Site) -> None:
 
 
 def test_run_script(empty_site: Site) -> None:
-    """One command runs the site; it starts again what is killed; Ctrl-C ends all with status 0."""
+    """One command runs the site; it starts again what is killed; Ctrl-C ends and removes all."""
     environment = {
         **empty_site.environment,
         "ASGI_IPC_STACK_DIR": str(empty_site.python.parents[2]),
@@ -135,7 +136,9 @@ def test_run_script(empty_site: Site) -> None:
     finally:
         output = process.communicate(timeout=DEADLINE_S)[0]
         print(output)
+        left = shared_memory_of(empty_site.prefix)
         remove_shared_memory_of(empty_site.prefix)
     assert process.returncode == 0
+    assert left == []
     assert output.count("ended with 0") == 3
     assert output.count("ended with -9") == 1

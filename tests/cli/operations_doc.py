@@ -117,6 +117,7 @@ def normal(text: str) -> list[str]:
     text = re.sub(r"\S*/?python[\d.]*(?= )", "python", text)
     text = re.sub(r"\d[\d.,]*( (ms|s|m|h|d|B|KiB|MiB)( \d+ [smh])?)?", "0", text)
     text = re.sub(r"─+|[#.]{3,}", "-", text)
+    text = re.sub(r" +nobody *$", "", text, flags=re.MULTILINE)  # when it took ten seconds
     lines = [re.sub(r" +", " ", line).strip() for line in text.splitlines()]
     return [line for line in lines if line]
 

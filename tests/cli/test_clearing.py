@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc.exceptions import SegmentMismatch
 
 from .conftest import COMMAND
 from .screens import Screen
@@ -31,7 +36,7 @@ def test_flush_empties_a_whole_site(make_layer: MakeLayer, read: Read) -> None:
     layer = make_layer()
     layer.sync.send("jobs", {})
     layer.sync.group_add("chat", "jobs")
-    assert read("flush")["messages"] == 1
+    assert read("flush", "--yes")["messages"] == 1
     assert layer.sync.global_statistics()["messages_pending"] == 0
     assert layer.sync.group_channels("chat") == []
 
@@ -49,6 +54,30 @@ def test_flush_asks_first_on_a_terminal(make_layer: MakeLayer, prefix: str) -> N
         finally:
             screen.close()
         assert layer.sync.global_statistics()["messages_pending"] == left
+
+
+@pytest.mark.parametrize("answer", ["", "n\n", "y\n"])
+def test_flush_off_a_terminal_needs_its_option(
+    answer: str, make_layer: MakeLayer, run: Run
+) -> None:
+    """From cron, ssh or docker exec nobody can be asked: code 2, and nothing is dropped."""
+    layer = make_layer()
+    layer.sync.send("jobs", {})
+    assert "--yes" in run("flush", code=2, stdin=answer).err
+    assert layer.sync.receive("jobs", 0) == {}
+
+
+@pytest.mark.parametrize("command", ["flush", "top", "send jobs -", "stats", "unlink"])
+def test_a_standard_input_that_is_closed_is_none(
+    command: str, make_layer: MakeLayer, prefix: str
+) -> None:
+    """No command meets it with a traceback."""
+    make_layer().sync.send("jobs", {})
+    words = " ".join([*COMMAND, command, "-p", prefix])
+    done = subprocess.run(["sh", "-c", f"{words} <&-"], capture_output=True, text=True)
+    assert done.returncode in (0, 2, 8) and "Traceback" not in done.stderr
+    if command in ("flush", "top", "send jobs -"):
+        assert done.returncode == 2
 
 
 def test_flush_of_channels_leaves_the_others(make_layer: MakeLayer, read: Read) -> None:
@@ -148,6 +177,26 @@ def test_unlink_removes_what_nobody_uses(
     assert names_left(prefix) == []
 
 
+def test_who_only_looks_is_not_attached(
+    make_layer: MakeLayer, prefix: str, read: Read, start: Callable[..., Child]
+) -> None:
+    """``top`` beside a stopped site does not keep it from being removed, and goes on."""
+    make_layer().close_now()
+    looker = start("""
+from asgi_ipc._inspect import Inspector
+inspector = Inspector(PREFIX)
+say("looks")
+sys.stdin.readline()
+inspector.close()
+""")
+    looker.expect("looks")
+    assert looker.pid not in [one["pid"] for one in read("processes")["processes"]]
+    assert looker.pid not in [one["pid"] for one in read("unlink", "--force")["processes"]]
+    assert names_left(prefix) == []
+    looker.tell()
+    looker.end()
+
+
 def test_unlink_by_force_says_who_was_attached(
     make_layer: MakeLayer, read: Read, prefix: str
 ) -> None:
@@ -166,4 +215,66 @@ def test_unlink_removes_what_is_no_site_any_more(run: Run, prefix: str) -> None:
     with open(f"/dev/shm/{prefix}-messages", "wb") as file:
         file.write(b"not a segment of anybody")
     run("unlink")
+    assert names_left(prefix) == []
+
+
+def test_unlink_does_not_follow_what_a_neighbour_put_there(
+    make_layer: MakeLayer, read: Read, prefix: str, tmp_path: Path
+) -> None:
+    """A symlink in the place of the sockets' directory: code 5, and nothing behind it goes."""
+    make_layer().close_now()
+    behind = tmp_path / "behind"
+    behind.mkdir()
+    (behind / "0123456789ab").touch()
+    os.symlink(behind, f"/dev/shm/{prefix}-bells")
+    assert "is no directory" in read("unlink", code=5)["error"]["message"]
+    assert "is no directory" in read("repair", code=5)["error"]["message"]
+    assert os.listdir(behind) == ["0123456789ab"]
+    os.unlink(f"/dev/shm/{prefix}-bells")
+
+
+def test_what_the_original_left_is_called_so_and_removed(
+    make_layer: MakeLayer, run: Run, prefix: str
+) -> None:
+    """In one wording, by every command and by a layer, with the command that removes all of it."""
+    names = [f"{kind}{prefix}-{name}" for kind in ("", "sem.") for name in ("messages", "groups")]
+    for name in names:
+        with open(f"/dev/shm/{name}", "wb") as file:
+            file.write(pickle.dumps({}, 2).ljust(1 << 16, b"\0"))
+        os.chmod(f"/dev/shm/{name}", 0o600)
+    remedy = f"asgi-ipc unlink --prefix {prefix}"
+    assert "was left by asgi_ipc 1.x" in run("stats", code=5).err
+    assert remedy in run("stats", code=5).err
+    with pytest.raises(SegmentMismatch, match=remedy):
+        make_layer()
+    doctor = run("doctor", "--quiet", code=1).out
+    assert "was left by asgi_ipc 1.x" in doctor and remedy in doctor
+    assert "left by asgi_ipc 1.x" in run("sites").out
+    run("unlink")
+    assert names_left(prefix) == [] and names_left("sem." + prefix) == []
+
+
+def test_unlink_leaves_files_that_are_not_ours(read: Read, run: Run, prefix: str) -> None:
+    """They are told, and their directory stays with them."""
+    os.mkdir(f"/dev/shm/{prefix}-bells")
+    stranger = f"/dev/shm/{prefix}-bells/notes.txt"
+    open(stranger, "w").close()
+    document = read("unlink")
+    assert (document["removed"], document["strangers"]) == ([], [stranger])
+    assert stranger in run("unlink").out
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)]
+)
+def test_what_is_no_file_is_told(make: Callable[[str], None], run: Run, prefix: str) -> None:
+    """A FIFO is not waited at, a symlink not read: code 5 says what stands there."""
+    path = f"/dev/shm/{prefix}-messages"
+    make(path)
+    assert "something that is no file stands in the place" in run("stats", code=5).err
+    if os.path.isdir(path) and not os.path.islink(path):
+        assert "a directory stands in the place" in run("unlink", code=5).err
+        os.rmdir(path)
+    else:
+        run("unlink")
     assert names_left(prefix) == []

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, ChannelFull
+from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, _peek
+from asgi_ipc._inspect import Inspector
 
+from ..doctor.grounds import ground, needs_mount, shm
 from .conftest import COMMAND
 from .screens import Screen
 
@@ -65,6 +68,30 @@ def test_stats_counts_everything_with_its_cause(make_layer: MakeLayer, read: Rea
     assert document["processes"][0]["pid"] == os.getpid()
     assert document["per_second"] is None
     assert not document["pending_log"]
+
+
+def test_messages_to_groups_count_once_and_their_deliveries_for_each_member(
+    make_layer: MakeLayer, read: Read, run: Run
+) -> None:
+    """Three sends to twenty members in two processes are three messages and sixty deliveries."""
+    layer = make_layer()
+    for n in range(20):
+        layer.sync.group_add("chat", f"home{n % 2}!{n}")
+    for _ in range(3):
+        layer.sync.group_send("chat", {})
+    totals = read("stats")["totals"]
+    assert (totals["messages"], totals["deliveries"], totals["sent"]) == (3, 60, 6)
+    layer.sync.group_add("chat", "ordinary")
+    layer.sync.group_send("chat", {}, exclude=["home0!0"])
+    layer.sync.send("ordinary", {})
+    totals = read("stats")["totals"]
+    assert (totals["messages"], totals["deliveries"], totals["sent"]) == (5, 82, 10)
+    assert re.search(r"messages sent +5\b", run("stats").out)
+    for n in range(60):  # more homes than go into one transaction
+        layer.sync.group_add("large", f"large{n}!a")
+    layer.sync.group_send("large", {})
+    totals = read("stats")["totals"]
+    assert (totals["messages"], totals["deliveries"], totals["sent"]) == (6, 142, 70)
 
 
 def test_what_is_counted_adds_up_with_the_layers_own_statistics(
@@ -232,10 +259,90 @@ def test_tables_are_for_people(make_layer: MakeLayer, run: Run) -> None:
     layer.sync.send("jobs", {"hello": "world"})
     layer.sync.group_add("chat", "jobs")
     text = run("stats").out
-    for word in ("jobs", "chat", "message waiting", "refused: channel full", "largest free"):
+    for word in ("jobs", "chat", "message waiting", "refused: channel full", "largest"):
         assert word in text
     assert "\x1b" not in text
     assert "hello" in run("peek", "jobs").out
     layer.sync.send("nasty", {"text": "\x1b[2J\x9b2J\u202e"})
     assert r"\u001b[2J\u009b2J\u202e" in run("peek", "nasty").out
     assert "no message waits" in run("peek", "empty").err
+
+
+def test_peek_looks_at_some_whatever_the_time(
+    make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that loses the processor at once has still looked at a hundred messages."""
+    layer = make_layer(capacity=1000)
+    for n in range(150):
+        layer.sync.send("jobs", {"n": n})
+        layer.sync.group_add("chat", f"home!{n}")
+    monkeypatch.setattr(_peek, "HOLD_S", 0.0)
+    with Inspector(layer.prefix) as inspector:
+        assert _peek.peek(inspector.messages, "jobs", 1000).searched == 100
+        found = _peek.members(inspector.groups, "chat", 1000)
+    assert found is not None and len(found[0]) == 100 and not found[1]
+
+
+@needs_mount
+def test_memory_is_what_the_filesystem_has(start: Callable[..., Child]) -> None:
+    """Where /dev/shm is full there is nothing left to grow by, whatever the segment's size."""
+    child = start(
+        """
+import subprocess
+layer = IPCChannelLayer(PREFIX, message_memory=100 << 20, group_memory=20 << 20)
+layer.send("jobs", {})
+room = os.statvfs("/dev/shm")
+with open("/dev/shm/fill", "wb") as file:
+    os.posix_fallocate(file.fileno(), 0, (room.f_bavail - 8) * room.f_frsize)
+command = [sys.executable, "-m", "asgi_ipc", "stats", "-p", PREFIX, "--json"]
+print(subprocess.run(command, capture_output=True, text=True).stdout)
+""",
+        wrapper=ground(shm("size=4m")),
+    )
+    messages, groups = json.loads(child.end())["memory"]
+    assert messages["growth_bytes"] == groups["growth_bytes"] == 8 * 4096
+    assert 900_000 < messages["free_bytes"] < 2 << 20
+    assert messages["largest_free_bytes"] < 2 << 20
+
+
+def test_workers_of_multiprocessing_have_their_parents_command(
+    make_layer: MakeLayer, start: Callable[..., Child], read: Read
+) -> None:
+    """Their own, as uvicorn's workers have it, says nothing."""
+    layer = make_layer()
+    child = start(
+        """
+import subprocess
+program = '''
+import multiprocessing, sys, time
+from asgi_ipc import IPCChannelLayer
+def work(prefix, ready):
+    layer = IPCChannelLayer(prefix, message_memory=8 << 20, group_memory=4 << 20)
+    ready.send(1)
+    time.sleep(600)
+if __name__ == "__main__":
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    worker = multiprocessing.get_context("spawn").Process(target=work, args=(sys.argv[1], theirs))
+    worker.start()
+    ours.recv()
+    print(worker.pid, flush=True)
+    sys.stdin.readline()
+    worker.kill()
+    worker.join()
+'''
+import tempfile
+with tempfile.TemporaryDirectory() as directory:
+    with open(f"{directory}/my_server.py", "w") as file:
+        file.write(program)
+    server = subprocess.Popen([sys.executable, f"{directory}/my_server.py", PREFIX],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    say(server.stdout.readline().strip())
+    sys.stdin.readline()
+    server.communicate("")
+"""
+    )
+    pid = int(child.line())
+    processes = {process["pid"]: process for process in read("processes")["processes"]}
+    assert processes[pid]["command"].endswith(f"my_server.py {layer.prefix} (child)")
+    child.tell()
+    child.end()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgpack
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc._codec import encode
 from asgi_ipc.cli.messages import from_json, to_json
 from asgi_ipc.exceptions import InvalidMessage
 
@@ -30,7 +33,28 @@ UNUSUAL = {
     "numbers": {1: "one", 2: b"two"},
     "mark": {"$bytes": "text"},
     "text": "ünïcode",
+    "when": msgpack.Timestamp(1_700_000_000, 5),
+    "other": [msgpack.ExtType(5, b"\x00")],
 }
+
+
+def nested(levels: int) -> dict[str, Any]:
+    """A dict in a dict, and so on."""
+    message: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        message = {"a": message}
+    return message
+
+
+def deepest() -> int:
+    """How many levels of dicts this msgpack packs."""
+    levels = 256
+    try:
+        while True:
+            encode(nested(levels + 1))
+            levels += 1
+    except TypeError:
+        return levels
 
 
 @pytest.mark.parametrize("message", [{}, {"a": 1}, UNUSUAL, {"$float": 1}, {(1, 2): "pair"}])
@@ -40,12 +64,41 @@ def test_json_of_a_message_means_the_same_again(message: dict[Any, Any]) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nonsense", "[]", '"text"', '{"a": {"$bytes": "*"}}', '{"$float": "x"}']
+    "text",
+    [
+        "",
+        "nonsense",
+        '{"$timestamp": [1]}',
+        '{"a": {"$ext": [200, ""]}}',
+        "[" * 99999,
+        "[]",
+        '"text"',
+        '{"a": {"$bytes": "*"}}',
+        '{"$float": "x"}',
+    ],
 )
 def test_what_is_no_message_is_refused(text: str) -> None:
     """The error says that it is the JSON which is wrong."""
     with pytest.raises(InvalidMessage, match="JSON"):
         from_json(text)
+
+
+def test_what_can_be_sent_can_be_shown_and_taken(make_layer: MakeLayer, run: Run) -> None:
+    """Nothing is taken and then lost for want of a way to print it, however deep or unusual."""
+    layer = make_layer()
+    messages: list[dict[Any, Any]] = [
+        UNUSUAL,
+        nested(505),
+        nested(deepest()),
+        {(1, (2,)): "\ud800"},
+    ]
+    for message in messages:
+        layer.sync.send("jobs", message)
+    assert run("peek", "jobs", "--json").out.count('"position"') == len(messages)
+    assert '"$timestamp": [1700000000, 5]' in run("peek", "jobs").out
+    for message in messages:
+        taken = from_json(run("receive", "jobs", "--timeout", "0").out)
+        assert encode(taken) == encode(message)  # to compare such depths goes too deep
 
 
 def test_sent_messages_arrive(make_layer: MakeLayer, run: Run, read: Read) -> None:
@@ -138,3 +191,15 @@ def test_a_pipe_that_is_closed_early_is_no_error(make_layer: MakeLayer, prefix: 
     shell = f"{' '.join(COMMAND)} channels -p {prefix} | head -1"
     done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+
+
+def test_what_cannot_be_written_is_not_lost(make_layer: MakeLayer, prefix: str) -> None:
+    """A full disk: the message is told on standard error. A closed output: nothing is taken."""
+    layer = make_layer()
+    layer.sync.send("jobs", {"n": 1})
+    words = " ".join([*COMMAND, "receive", "jobs", "-p", prefix, "--timeout", "0"])
+    done = subprocess.run(["sh", "-c", f"{words} >&-"], capture_output=True, text=True)
+    assert done.returncode == 2 and "closed" in done.stderr
+    done = subprocess.run(["sh", "-c", f"{words} > /dev/full"], capture_output=True, text=True)
+    assert done.returncode == 1 and 'not written: {"n": 1}' in done.stderr
+    assert layer.sync.receive("jobs", 0) is None

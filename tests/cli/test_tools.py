@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer
+from asgi_ipc.cli.app import COMMANDS
 from asgi_ipc.cli.bench import histogram
+from asgi_ipc.cli.options import size_in_bytes
 
 from .conftest import COMMAND
+from .screens import Screen
 from .test_looking import RECEIVER
 
 if TYPE_CHECKING:
@@ -79,13 +85,85 @@ def test_doctor_says_what_is_wrong_and_the_remedy(
     child = start(RECEIVER)
     child.line()
     child.kill()
-    document = run("doctor", "--json", "--quiet", code=1).document("doctor")
+    other = ("--quiet", "--message-memory", "4MiB")
+    document = run("doctor", "--json", *other, code=1).document("doctor")
     found = {one["code"]: one for one in document["findings"]}
     assert found["dead-slots"]["remedy"] and found["segment-size"]["remedy"]
     assert all(one["severity"] != "ok" for one in document["findings"])
-    text = run("doctor", "--quiet", code=1).out
+    text = run("doctor", *other, code=1).out
     assert found["dead-slots"]["what"] in text
+    assert text.rstrip().endswith("the gravest first, above")
+    assert f"asked for are {4 << 20}" in text
     assert all(line in text for line in found["dead-slots"]["remedy"].splitlines())
+
+
+def test_sites_of_the_machine(
+    make_layer: MakeLayer, start: Callable[..., Child], read: Read, run: Run, prefix: str
+) -> None:
+    """Who owns each, who uses it, what it takes; one that nobody uses is stale."""
+    layer = make_layer()
+    child = start(RECEIVER)
+    child.line()
+
+    def mine() -> Any:
+        return next(one for one in read("sites")["sites"] if one["prefix"] == prefix)
+
+    site = mine()
+    assert site["pids"] == sorted([os.getpid(), child.pid])
+    assert site["state"] == "alive" and site["doors"] and site["backed_bytes"] and site["created"]
+    assert re.search(rf"(?m)^{prefix} +\w+ +2 .* alive", run("sites").out)
+    child.kill()
+    layer.close_now()
+    del layer
+    gc.collect()
+    assert mine()["state"] == ("stale" if not mine()["pids"] else "alive")
+
+
+def test_a_wrong_prefix_says_which_sites_there_are(
+    make_layer: MakeLayer, read: Read, run: Run, prefix: str
+) -> None:
+    """Whatever the command; the doctor does not call it well."""
+    make_layer()
+    other = f"{prefix}-mistyped"
+    for command in ("stats", "processes", "peek jobs", "unlink", "repair", "flush --yes"):
+        words = [*command.split(), "-p", other]
+        error = run(*words, "--json", code=3).document("error")["error"]
+        assert prefix in error["sites"] and other not in error["sites"]
+        assert "asgi-ipc sites" in error["message"]
+    assert f"there is no site '{other}'" in run("doctor", "-p", other, code=1).out
+    (first, *_) = run("doctor", "-p", other, "--json", code=1).document("doctor")["findings"]
+    assert first["code"] == "site-missing" and prefix in first["numbers"]["prefixes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [("4194304", 4 << 20), ("4MiB", 4 << 20), ("4 mib", 4 << 20), ("64m", 64 << 20),
+     ("1.5G", 3 << 29), ("2MB", 2_000_000), ("7KiB", 7168), ("9b", 9)],
+)  # fmt: skip
+def test_sizes_have_units(text: str, size_bytes: int) -> None:
+    """As in Docker, systemd and Kubernetes."""
+    assert size_in_bytes(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "0.1", "-1", "MiB", "4XB", "1e3", "four", "1 2", "nan"])
+def test_what_is_no_size_is_a_usage_error(text: str, run: Run) -> None:
+    """With an example of one."""
+    assert "--message-memory" in run("doctor", f"--message-memory={text}", code=2).err
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_fits_the_window(command: str) -> None:
+    """No line is cut in its middle: each but a paragraph's last is as full as it can be."""
+    screen = Screen([*COMMAND, command, "--help"], {}, columns=80, lines=120)
+    try:
+        assert screen.end() == 0
+        lines = [line.strip() for line in screen.text().partition("─ ")[0].splitlines()]
+    finally:
+        screen.close()
+    described = "\n".join(lines).partition("Usage:")[2].partition("\n")[2]
+    for line, following in itertools.pairwise(described.splitlines()):
+        if line and following:
+            assert len(line) + 1 + len(following.split()[0]) > 78, (line, following)
 
 
 WORKER = """

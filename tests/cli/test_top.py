@@ -93,15 +93,69 @@ def test_everything_is_on_the_screen_while_a_load_runs(
         r"channel full [1-9]\d*",
         r"load\.stuck +50 ",
         r"crowd +1 ",
-        rf"(?m)^ *{load.pid} +alive +none ",
+        rf"(?m)^ *{load.pid} +alive +0 ",
         rf"(?m)^ *{receiver.pid} +alive +\d+ .*work",
-        r"-messages +8\.0 MiB +\d\.\d MiB",
-        r"-groups +4\.0 MiB +\d\.\d MiB",
+        r"messages +8\.0 MiB +\d\.\d MiB",
+        r"groups +4\.0 MiB +\d\.\d MiB",
     ):
         screen.until(re.compile(pattern))
     screen.type("q")
     assert screen.end() == 0
     assert is_given_back(screen)
+
+
+def test_the_window_is_used_as_far_as_it_reaches(
+    make_layer: MakeLayer, start: Start, open_top: Open
+) -> None:
+    """What channels and groups do not need, processes get; both segments are told apart."""
+    layer = make_layer()
+    children = [start(RECEIVER) for _ in range(6)]
+    for child in children:
+        child.line()
+    layer.sync.send("jobs", {})
+    screen = open_top(columns=120, lines=40)
+    text = screen.until(
+        lambda text: (
+            "processes 1-7 of 7" in text
+            and all(re.search(rf"(?m)^ *{child.pid} +alive +1 .*\S$", text) for child in children)
+        )
+    )
+    assert re.search(r"(?m)^work .*\d+, \d+, \d+ and 3 more$", text), text
+    screen.resize(80, 24)
+    text = screen.until(
+        lambda text: (
+            "processes 1-7" not in text
+            and "processes 1-" in text
+            and all(re.search(rf"(?m)^{name} +\d.* \d+%$", text) for name in ("messages", "groups"))
+        )
+    )
+    assert "jobs" in text and max(map(len, text.splitlines())) <= 80
+    screen.type("q")
+    assert screen.end() == 0
+
+
+def test_a_channel_that_grows_unread_is_marked(
+    make_layer: MakeLayer, start: Start, open_top: Open
+) -> None:
+    """At once where it is watched; in a single look when its first message has waited for long."""
+    make_layer()
+    start(
+        """
+layer = IPCChannelLayer(PREFIX, capacity=1_000_000, **SIZES)
+while True:
+    layer.send("http.disconnect", {})
+    layer.send("read.by.ourselves", {})
+    layer.receive(["read.by.ourselves"])
+    time.sleep(0.01)
+"""
+    )
+    screen = open_top()
+    screen.until(re.compile(r"(?m)^http\.disconnect .*nobody$"))
+    assert not re.search(r"(?m)^read\.by\.ourselves .*nobody$", screen.text())
+    screen.type("?")
+    screen.until("nobody: that is why it grows")
+    screen.type("xq")
+    assert screen.end() == 0
 
 
 def test_keys_sort_filter_pause_and_leaf(make_layer: MakeLayer, open_top: Open) -> None:

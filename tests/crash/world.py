@@ -451,7 +451,7 @@ class World:
             f"drop those of {sorted(homes)} whose owner is dead",
             actor,
             lambda: drop_dead_homes(actor.messages, actor.groups, homes),
-            piecemeal=frozenset({"member", "owner"}),
+            piecemeal=frozenset({"member", "owner", "parked", "slot", "hint"}),
         )
 
     def drop_home(self, actor: Actor, home: str) -> Op:

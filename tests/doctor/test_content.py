@@ -6,13 +6,15 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer, ChannelFull
 from asgi_ipc import _layout as L
+from asgi_ipc._inspect import Inspector, LockHeld
 
 from ..conftest import HALF_A_COMMIT, PATIENCE_S
 from ..stepping import drive
@@ -64,6 +66,52 @@ def test_a_stopped_lock_holder_is_an_error_at_once(
     cure(finding, only="CONT")
     child.tell()
     child.end()
+    assert trouble(look(prefix)) == []
+
+
+@pytest.fixture
+def freezer() -> Iterator[Path]:
+    """A control group of the older kind that can be frozen."""
+    group = Path(f"/sys/fs/cgroup/freezer/test-asgi-ipc-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no control groups of a freezer here")
+    yield group
+    (group / "freezer.state").write_text("THAWED")
+    for pid in (group / "cgroup.procs").read_text().split():
+        Path("/sys/fs/cgroup/freezer/cgroup.procs").write_text(pid)
+    group.rmdir()
+
+
+def test_a_frozen_lock_holder_is_to_be_thawed(
+    prefix: str, start: Start, make_layer: MakeLayer, freezer: Path
+) -> None:
+    """Docker pauses a container: not waited for, and not to be killed, which would wait as well."""
+    make_layer().close_now()
+    child = start(HOLD_LOCK)
+    child.expect("locked")
+    (freezer / "cgroup.procs").write_text(str(child.pid))
+    (freezer / "freezer.state").write_text("FROZEN")
+    child.wait_for_state("DS")
+    findings = look(prefix, watch=3600)  # would take an hour if it waited
+    finding = of(findings, "lock-frozen")
+    assert finding.severity == "error"
+    assert finding.numbers["pid"] == child.pid
+    assert "kill -" not in finding.remedy
+    with pytest.raises(LockHeld, match="control group is frozen"):
+        Inspector(prefix, patience=3600).read()
+    cure(finding)
+    child.tell()
+    child.end()
+    assert trouble(look(prefix)) == []
+    waiting = start(WAIT)
+    waiting.expect("waits")
+    (freezer / "cgroup.procs").write_text(str(waiting.pid))
+    (freezer / "freezer.state").write_text("FROZEN")
+    finding = of(look(prefix), "process-stopped")
+    assert "frozen" in finding.what
+    cure(finding)
     assert trouble(look(prefix)) == []
 
 

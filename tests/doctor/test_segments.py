@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -12,14 +13,17 @@ import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer
 from asgi_ipc import _layout as L
+from asgi_ipc._doctor import examine
 from asgi_ipc.exceptions import SegmentError, SegmentPermission
 
+from ..conftest import PATIENCE_S
 from ..stepping import drive
 from ..test_segment import write_word
 from .grounds import (
     EXAMINE,
     SIZES,
     as_root,
+    commands,
     cure,
     ground,
     heard,
@@ -51,11 +55,15 @@ def path_of(prefix: str, kind: str = "messages") -> str:
     return f"/dev/shm/{prefix}-{kind}"
 
 
-def test_a_site_that_never_ran_is_green(prefix: str) -> None:
-    """Nothing is there, and nothing is wrong with that."""
-    findings = look(prefix)
-    assert trouble(findings) == []
-    assert "not there yet" in of(findings, "segment").what
+def test_a_site_that_is_not_there_is_a_warning(prefix: str, make_layer: MakeLayer) -> None:
+    """It has not started yet, or the prefix is another one: which there are is said."""
+    make_layer()
+    findings = look(f"{prefix}-mistyped")
+    assert trouble(findings) == ["site-missing"]
+    finding = of(findings, "site-missing")
+    assert isinstance(finding.numbers["prefixes"], list)
+    assert prefix in finding.numbers["prefixes"]
+    assert "$ asgi-ipc sites" in finding.remedy
 
 
 def test_a_site_at_rest_is_green(prefix: str, make_layer: MakeLayer) -> None:
@@ -99,7 +107,7 @@ def test_something_foreign_in_its_place_is_an_error(prefix: str) -> None:
     finding = of(look(prefix), "segment-not-ours")
     assert finding.severity == "error"
     cure(finding)
-    assert trouble(look(prefix)) == []
+    assert trouble(look(prefix)) == ["site-missing"]
 
 
 def test_a_directory_in_its_place_is_an_error(prefix: str) -> None:
@@ -147,7 +155,7 @@ def test_another_layout_version_is_an_error(prefix: str, make_layer: MakeLayer) 
     assert "1999" in finding.detail
     assert str(L.LAYOUT_VERSION) in finding.detail
     cure(finding)
-    assert trouble(look(prefix)) == []
+    assert trouble(look(prefix)) == ["site-missing"]
 
 
 def _truncate(path: str) -> None:
@@ -180,7 +188,7 @@ def test_a_damaged_header_is_an_error(
     finding = of(look(prefix), "segment-damaged")
     assert finding.severity == "error"
     cure(finding)
-    assert trouble(look(prefix)) == []
+    assert trouble(look(prefix)) == ["site-missing"]
 
 
 def test_damage_inside_is_an_error(prefix: str, make_layer: MakeLayer) -> None:
@@ -223,6 +231,47 @@ def test_a_narrower_mode_is_a_warning(prefix: str, make_layer: MakeLayer) -> Non
     layer.unlink()
 
 
+def test_what_nobody_asked_for_is_not_compared(prefix: str, make_layer: MakeLayer) -> None:
+    """A site of other sizes and another mode than the defaults is in order."""
+    make_layer(mode=0o660).close_now()
+    findings = examine(prefix, watch=PATIENCE_S)
+    assert trouble(findings) == []
+    assert of(findings, "segment").numbers["mode"] == 0o660
+
+
+def test_segments_open_to_everybody_are_a_warning(prefix: str, make_layer: MakeLayer) -> None:
+    """Unless that is what was asked for; chmod cures it."""
+    make_layer(mode=0o666).close_now()
+    assert trouble(look(prefix, mode=0o666)) == []
+    findings = look(prefix)
+    assert trouble(findings) == ["segment-mode"] * 2
+    for finding in findings[:2]:
+        cure(finding)
+    assert trouble(look(prefix)) == []
+
+
+def test_nothing_that_is_alive_is_to_be_removed(
+    prefix: str, make_layer: MakeLayer, start: Start
+) -> None:
+    """The error stands first, and no remedy has the command while somebody is attached."""
+    make_layer().close_now()
+    child = start(WAIT)
+    child.expect("waits")
+    child.signal(signal.SIGSTOP)
+    child.wait_for_state("T")
+    os.chmod(path_of(prefix), 0o666)
+    findings = look(prefix, message_memory=16 << 20)
+    assert [one.severity for one in findings] == sorted(
+        (one.severity for one in findings), key=["error", "warning", "ok"].index
+    )
+    assert {"segment-mode", "segment-size", "process-stopped"} <= set(trouble(findings))
+    commands_ = [command for one in findings for command in commands(one)]
+    assert not [command for command in commands_ if "rm " in command or "unlink" in command]
+    assert f"asgi-ipc processes --prefix {prefix}" in commands_
+    os.chmod(path_of(prefix), 0o600)
+    child.signal(signal.SIGCONT)
+
+
 def test_another_size_is_a_warning(prefix: str, make_layer: MakeLayer) -> None:
     """The segment keeps the size it was made with, whatever the settings say."""
     make_layer().close_now()
@@ -241,7 +290,7 @@ def test_another_users_segment_is_an_error(prefix: str, make_layer: MakeLayer) -
     assert "user 0" in finding.detail
     assert "user 12345" in finding.detail
     cure(finding)
-    assert trouble(look(prefix, user=12345)) == []
+    assert trouble(look(prefix, user=12345)) == ["site-missing"]
 
 
 @as_root
@@ -335,8 +384,8 @@ def test_a_process_with_its_own_shared_memory_is_a_warning(prefix: str, start: S
 
 
 @needs_mount
-def test_other_sites_leftovers_are_a_warning(start: Start) -> None:
-    """Named with their size; those that somebody uses are left alone."""
+def test_other_sites_leftovers_are_a_line(start: Start) -> None:
+    """All is well here; those that somebody uses are not among them."""
     child = start(
         EXAMINE
         + """
@@ -352,19 +401,22 @@ print("attached", flush=True)
 sys.stdin.readline()
 '''], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 used.stdout.readline()
-show()
-os.system(sys.stdin.readline())
+from asgi_ipc._doctor import sites
+say(json.dumps([one[:3] + (one.state,) for one in sites()]))
+say(used.pid)
 show()
 used.communicate(b"")
 """,
         wrapper=ground(shm("size=64m")),
     )
+    found = json.loads(child.line())
+    pid = int(child.line())
+    assert found == [["busy-site", 0, [pid], "alive"], ["old-site", 0, [], "stale"]]
     finding = of(heard(child), "stale-segments")
-    assert finding.severity == "warning"
+    assert finding.severity == "ok"
+    assert finding.remedy == ""
     assert isinstance(finding.numbers["prefixes"], dict)
     assert list(finding.numbers["prefixes"]) == ["old-site"]
-    child.tell(finding.remedy.splitlines()[-1].removeprefix("$ "))
-    assert of(heard(child), "stale-segments").severity == "ok"
     child.end()
 
 
