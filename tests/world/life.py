@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import gc
 import itertools
 import logging
@@ -74,7 +73,6 @@ class Process:
     def attach(self) -> None:
         """Make the layer, amid what the life has in store for its descriptors."""
         if self.life.closed_output:
-            faulthandler.disable()
             for fd in range(3):
                 os.close(fd)
         self.before = _descriptors()
