@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["judge_groups"]
 
 _INHERITED = {home_of_slot(slot) for slot in range(SLOTS)}
+_WAITED_NS = 10_000_000
 _SEEN_NS = 1_000_000_000  # so long a death may go unnoticed by who asks for the members
 
 
@@ -47,9 +48,10 @@ class _Memberships:
         self.owners = {
             (call.who, name.partition("!")[0])
             for call in records.of("receive")
-            if call.outcome == "got" and call.result[0] is not None
+            # Who has never waited for a home is not known to be the one that receives for it.
+            if call.arguments[1] != 0 and call.ended_ns - call.begun_ns > _WAITED_NS
             for name in call.arguments[0]
-            if "!" in name
+            if "!" in name and call.outcome != "open"
         }
 
     def during(self, group: str, channel: str, begun_ns: int, ended_ns: int) -> bool | None:
