@@ -45,14 +45,20 @@ class _Memberships:
         self.closings: dict[str, list[int]] = defaultdict(list)
         for call in records.of("close"):
             self.closings[call.who].append(call.begun_ns)
-        self.owners = {
-            (call.who, name.partition("!")[0])
-            for call in records.of("receive")
-            # Who has never waited for a home is not known to be the one that receives for it.
-            if call.arguments[1] != 0 and call.ended_ns - call.begun_ns > _WAITED_NS
-            for name in call.arguments[0]
-            if "!" in name and call.outcome != "open"
-        }
+        self.owners = set(self._owners())
+
+    def _owners(self) -> Iterator[tuple[str, str]]:
+        """Yield who has waited for which home, in vain and since it attached last.
+
+        Who only takes what lies there is not known to be the one that receives for a home.
+        """
+        for call in self.records.of("receive"):
+            waited = call.ended_ns - call.begun_ns > _WAITED_NS and call.outcome != "open"
+            is_last = call.begun_ns > max(self.closings[call.who], default=0)
+            if waited and is_last and not (call.result and call.result[0]):
+                for name in call.arguments[0]:
+                    if "!" in name:
+                        yield call.who, name.partition("!")[0]
 
     def during(self, group: str, channel: str, begun_ns: int, ended_ns: int) -> bool | None:
         """Whether a channel was a member all the time: yes, no, or cannot tell."""
