@@ -54,7 +54,6 @@ class Site:
             self.names[pid] = name
             self.journal.say("started", name, pid)
             return pid
-        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
         os.setpgid(0, 0)
         os.close(self.journal.fd)
         errors = os.open(self.folder / f"{name}.errors", os.O_WRONLY | os.O_CREAT, 0o600)
