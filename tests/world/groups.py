@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["judge_groups"]
 
 _INHERITED = {home_of_slot(slot) for slot in range(SLOTS)}
-_WAITED_NS = 10_000_000
+_WAITED_NS = 90_000_000  # long enough to have attached, had the lock, and gone to sleep
 _SEEN_NS = 1_000_000_000  # so long a death may go unnoticed by who asks for the members
 
 
