@@ -55,6 +55,8 @@ def live_as_child(
 async def _work(hands: Hands, chance: random.Random, board: Board) -> None:
     """Send to everybody, receive, and be a member of a group for a while."""
     mine = await hands.new_channel()
+    if mine is not None:
+        await hands.receive([mine], 0.1)
     for _ in range(chance.randint(5, 80)):
         if board.phase != RUN:
             return

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["judge_groups"]
 
 _INHERITED = {home_of_slot(slot) for slot in range(SLOTS)}
+_WAITED_NS = 90_000_000  # long enough to have attached, had the lock, and gone to sleep
 _SEEN_NS = 1_000_000_000  # so long a death may go unnoticed by who asks for the members
 
 
@@ -44,13 +45,20 @@ class _Memberships:
         self.closings: dict[str, list[int]] = defaultdict(list)
         for call in records.of("close"):
             self.closings[call.who].append(call.begun_ns)
-        self.owners = {
-            (call.who, name.partition("!")[0])
-            for call in records.of("receive")
-            if call.outcome == "got" and call.result[0] is not None
-            for name in call.arguments[0]
-            if "!" in name
-        }
+        self.owners = set(self._owners())
+
+    def _owners(self) -> Iterator[tuple[str, str]]:
+        """Yield who has waited for which home, in vain and since it attached last.
+
+        Who only takes what lies there is not known to be the one that receives for a home.
+        """
+        for call in self.records.of("receive"):
+            waited = call.ended_ns - call.begun_ns > _WAITED_NS and call.outcome != "open"
+            is_last = call.begun_ns > max(self.closings[call.who], default=0)
+            if waited and is_last and not (call.result and call.result[0]):
+                for name in call.arguments[0]:
+                    if "!" in name:
+                        yield call.who, name.partition("!")[0]
 
     def during(self, group: str, channel: str, begun_ns: int, ended_ns: int) -> bool | None:
         """Whether a channel was a member all the time: yes, no, or cannot tell."""

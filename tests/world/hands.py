@@ -64,13 +64,18 @@ class AioFace:
     async def receive(self, names: Sequence[str], timeout: float | None) -> Got:
         if timeout == 0:
             return await self.layer.receive_async(names, block=False)
+        if timeout is None:  # Python 3.11 may crash when it throws a ``timeout`` away
+            return await self._wait(names)
         try:
             async with asyncio.timeout(timeout):
-                if len(names) == 1 and not names[0].endswith("!"):
-                    return names[0], await self.layer.receive(names[0])
-                return await self.layer.receive_async(names)
+                return await self._wait(names)
         except TimeoutError:
             return None, None
+
+    async def _wait(self, names: Sequence[str]) -> Got:
+        if len(names) == 1 and not names[0].endswith("!"):
+            return names[0], await self.layer.receive(names[0])
+        return await self.layer.receive_async(names)
 
     async def group_send(self, group: str, message: dict[str, Any], exclude: Sequence[str]) -> None:
         await self.layer.group_send(group, message, exclude=exclude)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
+import ctypes
 import gc
 import itertools
 import logging
@@ -38,15 +38,18 @@ OPTIONS: dict[str, Any] = {
     "message_memory": 16 << 20,
     "group_memory": 4 << 20,
 }
+_DEATH_SIGNAL = 1
 _PAD = b"this line is not the layer's\n"
 
 
 def become_user(user: int) -> None:
-    """Give up root's rights for good."""
+    """Give up root's rights for good, and end with the parent."""
     if user and os.geteuid() == 0:
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
+    # Only now: whoever changes its user is not told of its parent's death any more.
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
 
 
 class Process:
@@ -74,7 +77,6 @@ class Process:
     def attach(self) -> None:
         """Make the layer, amid what the life has in store for its descriptors."""
         if self.life.closed_output:
-            faulthandler.disable()
             for fd in range(3):
                 os.close(fd)
         self.before = _descriptors()

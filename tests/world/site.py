@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import faulthandler
+import fcntl
 import gc
 import importlib
 import os
@@ -53,16 +54,16 @@ class Site:
             self.names[pid] = name
             self.journal.say("started", name, pid)
             return pid
-        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
         os.setpgid(0, 0)
         os.close(self.journal.fd)
         errors = os.open(self.folder / f"{name}.errors", os.O_WRONLY | os.O_CREAT, 0o600)
         for fd in (1, 2):
             os.dup2(errors, fd)
-        os.close(errors)
-        faulthandler.enable()
         limit = self.plan.descriptors
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        # Where neither a daemoniser nor one without standard error takes it for its own.
+        faulthandler.enable(fcntl.fcntl(errors, fcntl.F_DUPFD_CLOEXEC, min(limit, 1024) - 1))
+        os.close(errors)
         body()
         sys.exit(0)
 

@@ -166,7 +166,10 @@ def a_member_dropped(story: Story) -> None:
 
 
 def a_dead_member_kept(story: Story) -> None:
-    story.get("h!x", story.send("h!x"))
+    story.calls += 1
+    story.say("b", "do", "receive", 1, ["h!x"], None, call=story.calls)
+    story.now_ns += SECOND
+    story.say("b", "end", "cancelled", call=story.calls)
     story.call("b", "join", "g0", "h!x")
     story.kill("b")
     story.now_ns += 5 * SECOND
