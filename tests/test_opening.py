@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import platform
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,15 @@ def _link(path: str) -> None:
     os.symlink("/dev/shm/nowhere", path)
 
 
-@pytest.mark.parametrize("make", [_link, os.mkfifo, os.mkdir], ids=["link", "pipe", "directory"])
+def _socket(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.bind(path)
+
+
+NO_FILES = {"link": _link, "pipe": os.mkfifo, "directory": os.mkdir, "socket": _socket}
+
+
+@pytest.mark.parametrize("make", NO_FILES.values(), ids=NO_FILES.keys())
 @pytest.mark.parametrize("kind", ["messages", "groups"])
 def test_what_is_no_file_is_neither_used_nor_removed(
     make_layer: MakeLayer, prefix: str, make: Callable[[str], object], kind: str
