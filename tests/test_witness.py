@@ -423,20 +423,25 @@ def test_a_dropped_witness_gives_its_byte_back(make_witness: MakeWitness, direct
 COLLECTS = """
 import gc
 from asgi_ipc._witness import Witness, _here
+gc.disable()
 def in_a_cycle():
     made = Witness(sys.argv[2], 0o600)
     made.itself = made
     made.take()
-    return made
-for allocations in range(1, 60):
-    gc.collect()
-    gc.disable()
-    late = Witness(sys.argv[2], 0o600)
+def collect_at(call):
+    def count(*_):
+        nonlocal call
+        call -= 1
+        if not call:
+            sys.setprofile(None)
+            gc.collect()
+    return count
+for call in range(1, 80):
     in_a_cycle()
-    gc.set_threshold(gc.get_count()[0] + allocations)
-    gc.enable()
+    late = Witness(sys.argv[2], 0o600)
+    sys.setprofile(collect_at(call))
     late.take()
-    gc.set_threshold(700)
+    sys.setprofile(None)
     assert late.is_held()
     late.close()
     gc.collect()
@@ -448,7 +453,7 @@ say("done")
 def test_one_that_is_collected_while_another_takes_does_no_harm(
     start: Start, directory: str
 ) -> None:
-    """The garbage collector may come at any allocation, and closes what nobody uses."""
+    """The garbage collector may come at any call, and closes what nobody uses."""
     start(COLLECTS, directory).expect("done")
 
 
