@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import posix_ipc
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, _segment
-from asgi_ipc.exceptions import SegmentError, SegmentMismatch
+from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer, _segment, channels
+from asgi_ipc.exceptions import SegmentError, SegmentMismatch, SegmentPermission
 
 if TYPE_CHECKING:
     from .conftest import Child
@@ -260,3 +260,32 @@ def test_whichever_call_fails_nothing_is_left_behind(
             break
     else:
         raise AssertionError("there is no end of it")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize("mode", [0o600, 0o660])
+def test_root_does_not_walk_into_a_site_that_a_stranger_has_prepared(
+    start: Start, prefix: str, mode: int
+) -> None:
+    """From each face it is refused, and the stranger, who waits there, hears of nothing."""
+    stranger = start(
+        f"""
+import concurrent.futures.thread, ctypes  # what is loaded late may be root's alone
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES, mode={mode})
+say("prepared")
+say(layer.sync.receive("c", timeout=float(sys.stdin.readline())))
+"""
+    )
+    stranger.expect("prepared")
+    faces: list[Callable[..., Any]] = [
+        AsyncIPCChannelLayer,
+        IPCChannelLayer,
+        channels.IPCChannelLayer,
+    ]
+    for face in faces:
+        with pytest.raises(SegmentPermission, match="belongs to user 65534"):
+            face(prefix=prefix, mode=mode)
+    stranger.tell("0")
+    stranger.expect("None")
+    stranger.end()
