@@ -30,7 +30,7 @@ import time
 import weakref
 from collections.abc import Callable
 
-from ._own import close_if_same, close_socket_if_same, identity_of
+from ._own import close_if_same, close_socket_if_same, identity_of, is_trusted
 from ._witness import Life, Witness
 from .exceptions import SegmentError, SegmentPermission
 
@@ -150,8 +150,7 @@ def bells_directory(name: str) -> str:
 def make_directory(path: str, mode: int) -> None:
     """Create the directory of doors, or check the one that is there.
 
-    One that another user owns is good only for a shared mode, if its group is one of ours and not
-    everybody may write there: whoever may could listen in another's place.
+    Whoever may write there could listen in another's place: see ``is_trusted``.
 
     Raises:
         SegmentPermission: it belongs to another user and is not meant to be shared.
@@ -169,12 +168,7 @@ def make_directory(path: str, mode: int) -> None:
             "(df /dev/shm), and see who may write there"
         ) from exc
     info = os.lstat(path)
-    shared = (
-        mode & 0o077
-        and not info.st_mode & stat.S_IWOTH
-        and info.st_gid in (os.getegid(), *os.getgroups())
-    )
-    if not stat.S_ISDIR(info.st_mode) or not (info.st_uid in (os.geteuid(), 0) or shared):
+    if not stat.S_ISDIR(info.st_mode) or not is_trusted(info, mode):
         raise SegmentPermission(
             f"{path} is not a directory of this user: run all processes of one site as one user, "
             "or choose another prefix"
@@ -419,14 +413,25 @@ class Ringer:
         return Life.UNKNOWN
 
     def forget(self, slot: int, token: int) -> None:
-        """Tidy up after a loop that is reaped: a door's name is random and never used again."""
+        """Tidy up after a loop that is reaped: a door's name is random and never used again.
+
+        Where the directory was removed, another user may have put a link in its place.
+        """
         peer = self._peers.get(slot)
         if peer is not None and peer.token == token:
             self._drop(slot)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            os.unlink(door_path(self._directory, token >> 8))
+            directory = os.open(self._directory, flags)
+        except OSError:
+            return  # ENOENT: cleaned up; ENOTDIR: a link; EMFILE: one door more until `unlink`
+        try:
+            if is_trusted(os.fstat(directory), self._mode):
+                os.unlink(door_path("", token >> 8), dir_fd=directory)
         except OSError:
             pass  # ENOENT: its owner closed it, or another process was faster
+        finally:
+            os.close(directory)
 
     def _collect(self, slot: int) -> None:
         """Take the bells that have arrived: the kernel counts those that are on their way."""

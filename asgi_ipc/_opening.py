@@ -69,9 +69,11 @@ def _open(name: str) -> int:
             "one site as one user, or give each site its own prefix"
         ) from exc
     except (ValueError, OSError) as exc:
-        if isinstance(exc, OSError) and exc.errno != errno.ELOOP:
+        if isinstance(exc, OSError) and exc.errno not in (errno.ELOOP, errno.ENXIO):
             raise
-        raise _no_file(name) from exc  # EINVAL: a directory; ELOOP: a symbolic link
+        raise _no_file(
+            name
+        ) from exc  # EINVAL: a directory; ELOOP: a symbolic link; ENXIO: a socket
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise _no_file(name)

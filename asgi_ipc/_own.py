@@ -17,6 +17,7 @@ import fcntl
 import itertools
 import mmap
 import os
+import stat
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ __all__ = [
     "close_socket_if_same",
     "here",
     "identity_of",
+    "is_trusted",
     "letting_go",
     "map_file",
     "set_aside",
@@ -104,6 +106,19 @@ def identity_of(fd: int) -> Identity | None:
     except OSError:
         return None  # EBADF
     return info.st_dev, info.st_ino
+
+
+def is_trusted(info: os.stat_result, mode: int) -> bool:
+    """Whether a site of this mode may use a file: none that a stranger has put there.
+
+    It must be this user's or root's. One of another user is good for a shared mode only, if its
+    group is one of ours and not everybody may write there. Root is no exception.
+    """
+    if info.st_uid in (os.geteuid(), 0):
+        return True
+    if not mode & 0o077 or info.st_mode & stat.S_IWOTH:
+        return False
+    return info.st_gid in (os.getegid(), *os.getgroups())
 
 
 def set_aside(fd: int) -> int:

@@ -46,6 +46,7 @@ from ._own import (
     close_if_same,
     here,
     identity_of,
+    is_trusted,
     map_file,
     this_process,
 )
@@ -252,12 +253,12 @@ class Segment:
 
     def _check_owner(self, info: os.stat_result) -> None:
         mode = stat.S_IMODE(info.st_mode)
-        me = os.geteuid()
-        shared = self.mode & 0o077
-        if info.st_uid not in (me, 0) and me != 0 and not shared:
+        if not is_trusted(info, self.mode):
             raise SegmentPermission(
-                f"segment {self.name} belongs to user {info.st_uid}, and this process runs as "
-                f"{me}: run all processes of one site as one user, or pass mode=0o660 to all"
+                f"segment {self.name} belongs to user {info.st_uid} and group {info.st_gid} with "
+                f"mode {mode:#o}, and this process runs as user {os.geteuid()}: run all processes "
+                "and commands of one site as one user (root as well), or pass mode=0o660 to all "
+                "and have them in one group"
             )
         if mode & ~self.mode & 0o777:
             raise SegmentPermission(

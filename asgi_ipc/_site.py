@@ -300,7 +300,7 @@ class Site:
             if not self.is_open:
                 self.open()
             self._close_orphans()
-            token = self._ringer.token()
+            token = self.messages.segment.alone(self._ringer.token)
             port = self.port_by_loop[id(loop)] = Port(
                 loop,
                 self.messages,

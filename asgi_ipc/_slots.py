@@ -346,7 +346,7 @@ class Slots:
 
     def reap_all(self) -> None:
         """Free the slots of all who are proven dead; without the lock if there are none."""
-        if self.segment.words is not None and self._dead_slots():
+        if self.segment.alone(self._dead_slots):  # so that no thread closes it meanwhile
             self.segment.transact(self._reap_all)
             self.settle()
 
@@ -355,7 +355,10 @@ class Slots:
         self.reap_dead()
 
     def _dead_slots(self) -> list[tuple[int, int]]:
-        slots = self.segment.words[L.SLOTS : L.BUCKETS].tolist()
+        words = self.segment.words
+        if words is None:
+            return []
+        slots = words[L.SLOTS : L.BUCKETS].tolist()
         processes = slots[L.SLOT_PROCESS :: L.SLOT_WORDS]
         taken = [
             (slot, token, processes[slot])

@@ -14,7 +14,8 @@ the byte is locked: running, stopped, or a zombie  ALIVE
 of which a thread still runs
 the byte is free, in the file of the token         DEAD
 another file than the token's lies there, or none  UNKNOWN
-the file may not be opened; no descriptor is left  UNKNOWN
+the file may not be opened, or is a stranger's     UNKNOWN
+no descriptor is left                              UNKNOWN
 no token: 0                                        UNKNOWN
 ================================================== =======
 
@@ -47,7 +48,7 @@ import sys
 import threading
 import weakref
 
-from ._own import Identity, close_if_same, here, identity_of, set_aside, this_process
+from ._own import Identity, close_if_same, here, identity_of, is_trusted, set_aside, this_process
 from .exceptions import SegmentError, SegmentPermission
 
 __all__ = ["FILE_NAME", "Life", "Witness"]
@@ -150,6 +151,13 @@ class Witness:
     """One site's token, and its view of the tokens of others."""
 
     def __init__(self, directory: str, mode: int) -> None:
+        """Open nothing yet.
+
+        Args:
+            directory: where the file lies.
+            mode: the site's. 0: for who only looks, at anybody's site; else a file that another
+                user has put there says nothing.
+        """
         self.path = os.path.join(directory, FILE_NAME)
         self._mode = mode
         self._files: dict[int, _File] = {}  # by mark: the one there now, and what was there before
@@ -244,8 +252,8 @@ class Witness:
             token = self._tokens[-1]
             file = self._files.get(token >> _MARK_SHIFT)
             if file is not None and token in file.tokens:
+                file.retired.add(token)  # first: whoever asks in between must not find it free
                 file.tokens.discard(token)
-                file.retired.add(token)
 
     def close(self) -> None:
         """Give all bytes back, and let go of the file; ``take`` and ``ask`` open it anew."""
@@ -264,10 +272,20 @@ class Witness:
         """Return the file that a token belongs to, if it is the one that lies there now."""
         if not token or not _CAN_ASK:
             return None
+        if _here.is_inherited():
+            self.abandon()
+        lock = _here.lock
         try:
+            if not lock.acquire(blocking=False):
+                return None  # another thread opens it; it may wait for a lock that is held here
             file = self._open(create=False)
         except OSError:
-            return None  # ENOENT: cleaned up; EACCES: another user's; EMFILE
+            return None  # ENOENT: cleaned up; EACCES: a stranger's; EMFILE
+        finally:
+            try:
+                lock.release()
+            except RuntimeError:
+                pass  # not had
         return file if file.mark == token >> _MARK_SHIFT else None
 
     def _open(self, *, create: bool) -> _File:
@@ -275,23 +293,32 @@ class Witness:
         if _here.is_inherited():
             self.abandon()
         with _here.lock:
-            try:
-                file = _here.files.get(_key(os.stat(self.path, follow_symlinks=False)))
-            except FileNotFoundError:
-                file = None
-            if file is not None and not file.is_intact():
-                self._forget(file)
-                file = None
-            if file is None or (create and not file.is_writable):
-                fd, key = _open(self.path, self._mode, create)
-                file = _here.files.get(key) or _here.files.setdefault(key, _File(key))
-                # Closing its low number, as moving does, would free the locks that are held.
-                file.fds.insert(0, fd if file.tokens or file.retired else set_aside(fd))
-                file.is_writable |= create
-            if self._files.get(file.mark) is not file:
-                self._files[file.mark] = file
-                file.users += 1
-            return file
+            while True:
+                file = self._look_up(create=create)
+                if self._files.get(file.mark) is not file:
+                    self._files[file.mark] = file
+                    file.users += 1
+                if _here.files.get(file.key) is file:
+                    return file
+                # Else the last one who used it was collected while it was looked up.
+
+    def _look_up(self, *, create: bool) -> _File:
+        try:
+            info = os.stat(self.path, follow_symlinks=False)
+            _check_owner(info, self._mode)
+            file = _here.files.get(_key(info))
+        except FileNotFoundError:
+            file = None
+        if file is not None and not file.is_intact():
+            self._forget(file)
+            file = None
+        if file is None or (create and not file.is_writable):
+            fd, key = _open(self.path, self._mode, create)
+            file = _here.files.get(key) or _here.files.setdefault(key, _File(key))
+            # Closing its low number, as moving does, would free the locks that are held.
+            file.fds.insert(0, fd if file.tokens or file.retired else set_aside(fd))
+            file.is_writable |= create
+        return file
 
     def _forget(self, file: _File) -> None:
         """Let go of a file whose descriptor is lost, and of the locks that went with it."""
@@ -351,7 +378,17 @@ def _open(path: str, mode: int, create: bool) -> tuple[int, Identity]:
     if not stat.S_ISREG(info.st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "it is no regular file")
+    try:
+        _check_owner(info, mode)
+    except PermissionError:
+        os.close(fd)  # it carries no lock of ours: we have never taken one there
+        raise
     return fd, _key(info)
+
+
+def _check_owner(info: os.stat_result, mode: int) -> None:
+    if mode and not is_trusted(info, mode):
+        raise PermissionError(errno.EACCES, f"it belongs to user {info.st_uid}")
 
 
 def _key(info: os.stat_result) -> Identity:

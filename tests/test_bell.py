@@ -367,6 +367,34 @@ def test_a_directory_prepared_by_a_stranger_is_refused(
             make_directory(directory, asked)
 
 
+@pytest.mark.parametrize("stranger", ["link", "owner"])
+def test_nothing_goes_where_the_directory_of_doors_is_not_ours(
+    ringer: Ringer, directory: str, tmp_path: Path, stranger: str
+) -> None:
+    """Removed with the site still alive, and replaced by a link or a directory of another user."""
+    if stranger == "owner" and os.geteuid() != 0:
+        pytest.skip("only root can be two users")
+    token = 0x0123456789AB << 8
+    behind = tmp_path / "behind"
+    behind.mkdir()
+    os.rmdir(directory)
+    if stranger == "link":
+        os.symlink(behind, directory)
+    else:
+        os.mkdir(directory)
+        os.chown(directory, 23456, 23456)
+    door = Path(directory, "0123456789ab")
+    door.touch()
+    ringer.forget(SLOT, token)
+    assert door.exists()
+    door.unlink()
+    os.unlink(directory) if stranger == "link" else os.rmdir(directory)
+    os.mkdir(directory)
+    door.touch()
+    ringer.forget(SLOT, token)
+    assert not door.exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 def test_a_stranger_at_the_door_gets_no_bell(
     start: Callable[..., Child], house: House, directory: str

@@ -7,14 +7,15 @@ import fcntl
 import mmap
 import os
 import platform
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import posix_ipc
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, _segment
-from asgi_ipc.exceptions import SegmentError, SegmentMismatch
+from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer, _segment, channels
+from asgi_ipc.exceptions import SegmentError, SegmentMismatch, SegmentPermission
 
 if TYPE_CHECKING:
     from .conftest import Child
@@ -175,7 +176,15 @@ def _link(path: str) -> None:
     os.symlink("/dev/shm/nowhere", path)
 
 
-@pytest.mark.parametrize("make", [_link, os.mkfifo, os.mkdir], ids=["link", "pipe", "directory"])
+def _socket(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.bind(path)
+
+
+NO_FILES = {"link": _link, "pipe": os.mkfifo, "directory": os.mkdir, "socket": _socket}
+
+
+@pytest.mark.parametrize("make", NO_FILES.values(), ids=NO_FILES.keys())
 @pytest.mark.parametrize("kind", ["messages", "groups"])
 def test_what_is_no_file_is_neither_used_nor_removed(
     make_layer: MakeLayer, prefix: str, make: Callable[[str], object], kind: str
@@ -251,3 +260,32 @@ def test_whichever_call_fails_nothing_is_left_behind(
             break
     else:
         raise AssertionError("there is no end of it")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize("mode", [0o600, 0o660])
+def test_root_does_not_walk_into_a_site_that_a_stranger_has_prepared(
+    start: Start, prefix: str, mode: int
+) -> None:
+    """From each face it is refused, and the stranger, who waits there, hears of nothing."""
+    stranger = start(
+        f"""
+import concurrent.futures.thread, ctypes  # what is loaded late may be root's alone
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES, mode={mode})
+say("prepared")
+say(layer.sync.receive("c", timeout=float(sys.stdin.readline())))
+"""
+    )
+    stranger.expect("prepared")
+    faces: list[Callable[..., Any]] = [
+        AsyncIPCChannelLayer,
+        IPCChannelLayer,
+        channels.IPCChannelLayer,
+    ]
+    for face in faces:
+        with pytest.raises(SegmentPermission, match="belongs to user 65534"):
+            face(prefix=prefix, mode=mode)
+    stranger.tell("0")
+    stranger.expect("None")
+    stranger.end()

@@ -325,6 +325,31 @@ except PermissionError as exc:
     assert "12345" in said
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "asked", "accepted"),
+    [
+        (23456, 0, 0o600, 0o600, False),  # root is no exception
+        (23456, 0, 0o600, 0o660, True),
+        (23456, 23456, 0o660, 0o660, False),  # the group is none of ours
+        (23456, 0, 0o666, 0o666, False),  # everybody may write
+        (0, 23456, 0o600, 0o600, True),
+    ],
+)
+def test_a_segment_prepared_by_a_stranger_is_refused(
+    make_segment: MakeSegment, owner: int, group: int, mode: int, asked: int, accepted: bool
+) -> None:
+    """Unless it is to be shared, its group is one of ours, and others may not write there."""
+    segment = make_segment()
+    os.chown(path_of(segment), owner, group)
+    os.chmod(path_of(segment), mode)
+    if accepted:
+        make_segment(mode=asked)
+    else:
+        with pytest.raises(SegmentPermission, match=r"belongs to user 23456.*root as well"):
+            make_segment(mode=asked)
+
+
 def test_something_that_is_no_file_is_refused(prefix: str, make_segment: MakeSegment) -> None:
     """A directory in the segment's place ends in an error, not in a loop."""
     os.mkdir(f"/dev/shm/{prefix}-messages")

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -390,6 +391,25 @@ except PermissionError as exc:
     assert "mode=0o660" in child.expect(SegmentPermission.__name__)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_a_file_that_a_stranger_has_put_there_proves_nothing(
+    make_witness: MakeWitness, directory: str
+) -> None:
+    """Its bytes are free, and its number may be made to fit; who only looks believes it."""
+    here = make_witness()
+    token = here.take()
+    os.chown(here.path, 23456, 23456)
+    late = make_witness()
+    assert late.ask(token ^ 1) is Life.UNKNOWN
+    with pytest.raises(SegmentPermission, match="mode=0o660"):
+        late.take()
+    assert here.ask(token) is Life.ALIVE
+    looks = Witness(directory, 0)
+    assert looks.ask(token ^ 1) is Life.DEAD
+    assert late.ask(token ^ 1) is Life.UNKNOWN  # also when another has it open
+    looks.close()
+
+
 def test_a_dropped_witness_gives_its_byte_back(make_witness: MakeWitness, directory: str) -> None:
     """As a site that is collected without having been closed."""
     asks = make_witness()
@@ -398,6 +418,56 @@ def test_a_dropped_witness_gives_its_byte_back(make_witness: MakeWitness, direct
     assert asks.ask(token) is Life.ALIVE
     del dropped
     assert asks.ask(token) is Life.DEAD
+
+
+COLLECTS = """
+import gc
+from asgi_ipc._witness import Witness, _here
+gc.disable()
+def in_a_cycle():
+    made = Witness(sys.argv[2], 0o600)
+    made.itself = made
+    made.take()
+def collect_at(call):
+    def count(*_):
+        nonlocal call
+        call -= 1
+        if not call:
+            sys.setprofile(None)
+            gc.collect()
+    return count
+for call in range(1, 80):
+    in_a_cycle()
+    late = Witness(sys.argv[2], 0o600)
+    sys.setprofile(collect_at(call))
+    late.take()
+    sys.setprofile(None)
+    assert late.is_held()
+    late.close()
+    gc.collect()
+    assert not _here.files
+say("done")
+"""
+
+
+def test_one_that_is_collected_while_another_takes_does_no_harm(
+    start: Start, directory: str
+) -> None:
+    """The garbage collector may come at any call, and closes what nobody uses."""
+    start(COLLECTS, directory).expect("done")
+
+
+def test_asking_waits_for_no_thread(witness: Witness, make_witness: MakeWitness) -> None:
+    """One that opens the file, and is interrupted in it, may wait for a lock that is held here."""
+    token = witness.take()
+    late = make_witness()
+    answers: list[Life] = []
+    with _witness._here.lock:
+        thread = threading.Thread(target=lambda: answers.append(late.ask(token)))
+        thread.start()
+        thread.join()
+    assert answers == [Life.UNKNOWN]
+    assert late.ask(token ^ 1) is Life.DEAD
 
 
 def test_asking_is_quick_and_needs_no_descriptor(witness: Witness) -> None:

@@ -197,6 +197,49 @@ inspector.close()
     looker.end()
 
 
+def test_who_has_closed_its_layer_is_not_attached(
+    prefix: str, read: Read, start: Callable[..., Child]
+) -> None:
+    """Closed from each face, after sends, receives and groups: nothing of it stays mapped."""
+    closed = start("""
+from asgi_ipc.channels import IPCChannelLayer as Face
+async def use_async():
+    layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    await layer.group_send("g", {})
+    await layer.receive(channel)
+    waits = asyncio.create_task(layer.receive(channel))
+    await asyncio.sleep(0)
+    waits.cancel()
+    await asyncio.wait([waits])
+    await layer.close()
+    return layer
+async def use_channels():
+    layer = Face(prefix=PREFIX, **SIZES)
+    channel = await layer.new_channel()
+    await layer.send(channel, {"type": "x"})
+    await layer.receive(channel)
+    await layer.close_pools()
+    return layer
+def use_sync():
+    layer = IPCChannelLayer(PREFIX, **SIZES)
+    layer.send("c", {})
+    layer.receive(["c"])
+    layer.close()
+    return layer
+kept = [asyncio.run(use_async()), asyncio.run(use_channels()), use_sync()]
+say("closed")
+sys.stdin.readline()
+""")
+    closed.expect("closed")
+    assert len(names_left(prefix)) == 3
+    assert read("unlink")["processes"] == []
+    assert names_left(prefix) == []
+    closed.tell()
+    closed.end()
+
+
 def test_unlink_by_force_says_who_was_attached(
     make_layer: MakeLayer, read: Read, prefix: str
 ) -> None:
