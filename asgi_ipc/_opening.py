@@ -11,7 +11,7 @@ import stat
 
 import posix_ipc
 
-from ._own import Identity, identity_of, set_aside
+from ._own import Identity, identity_of, keep_off_streams, set_aside
 from .exceptions import SegmentError, SegmentMismatch, SegmentPermission, SharedMemoryFull
 
 __all__ = ["cannot_use", "no_room", "open_again", "open_named"]
@@ -38,6 +38,7 @@ def open_named(name: str, mode: int, size_bytes: int) -> tuple[int, bool]:
         SegmentError, OSError: it can be neither opened nor made.
     """
     while True:
+        keep_off_streams()
         fd = _open(name)
         if fd >= 0:
             return fd, False
@@ -99,6 +100,7 @@ def open_again(fd: int, name: str, identity: Identity) -> int:
         SegmentError, OSError: it may not be opened.
     """
     again = -1
+    keep_off_streams()
     if identity_of(fd) == identity:
         try:
             again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)

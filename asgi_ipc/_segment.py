@@ -126,9 +126,9 @@ class Segment:
     lock_fd = -1
     words: Any = None
     memory: Any = None
-    _map_fd = -1
+    _map_fd: int | None = None
     _identity: Identity = (-1, -1)
-    _end: weakref.finalize[[int, Identity, int, object, int], Segment] | None = None
+    _end: weakref.finalize[[int, Identity, int, object, int | None], Segment] | None = None
 
     def __init__(
         self, name: str, kind: int, size_bytes: int, *, mode: int, lock_timeout: float
@@ -757,9 +757,11 @@ _kept: list[object] = []
 """Mappings that would close a number which means another file by now, if they went."""
 
 
-def _let_go(lock_fd: int, identity: Identity, process: int, memory: object, map_fd: int) -> None:
+def _let_go(
+    lock_fd: int, identity: Identity, process: int, memory: object, map_fd: int | None
+) -> None:
     """Give back what a segment held."""
-    if map_fd >= 0 and memory is not None and identity_of(map_fd) != identity:
+    if map_fd is not None and memory is not None and identity_of(map_fd) != identity:
         _kept.append(memory)
     if here[0] == process:
         close_if_same(lock_fd, identity)

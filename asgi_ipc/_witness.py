@@ -47,7 +47,15 @@ import sys
 import threading
 import weakref
 
-from ._own import Identity, close_if_same, here, identity_of, set_aside, this_process
+from ._own import (
+    Identity,
+    close_if_same,
+    here,
+    identity_of,
+    keep_off_streams,
+    set_aside,
+    this_process,
+)
 from .exceptions import SegmentError, SegmentPermission
 
 __all__ = ["FILE_NAME", "Life", "Witness"]
@@ -334,6 +342,7 @@ def _open(path: str, mode: int, create: bool) -> tuple[int, Identity]:
     """
     flags = os.O_RDWR if create else os.O_RDONLY
     flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    keep_off_streams()
     while True:
         try:
             fd = os.open(path, flags)
