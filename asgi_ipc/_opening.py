@@ -115,11 +115,12 @@ def open_again(fd: int, name: str, identity: Identity) -> int:
 
 
 def cannot_use(name: str, cause: OSError) -> SegmentError:
-    """Return the error for a system call on a segment that failed."""
+    """Return the error for a system call on a segment, or on what belongs to it, that failed."""
     # `posix_ipc` says EMFILE and ENFILE in words only.
     number = cause.errno or errno.EMFILE
     remedy = _REMEDIES.get(number, "see the system's documentation of that error")
-    return SegmentError(f"segment {name} cannot be used: {cause.strerror or cause}; {remedy}")
+    what = name if name.count("/") > 1 else f"segment {name}"
+    return SegmentError(f"{what} cannot be used: {cause.strerror or cause}; {remedy}")
 
 
 def no_room(name: str, size_bytes: int, cause: OSError) -> SharedMemoryFull:
