@@ -51,8 +51,8 @@ def refuse(number, code, second=None):
         os._exit(0)
 """
 NUMBERS = {
-    "x86_64": {"flock": 73, "sched_yield": 24, "madvise": 28},
-    "aarch64": {"flock": 32, "sched_yield": 124, "madvise": 233},
+    "x86_64": {"flock": 73, "sched_yield": 24, "madvise": 28, "fcntl": 72},
+    "aarch64": {"flock": 32, "sched_yield": 124, "madvise": 233, "fcntl": 25},
 }
 needs_numbers = pytest.mark.skipif(
     platform.machine() not in NUMBERS, reason="the numbers of the system calls are not known"
