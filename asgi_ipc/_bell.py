@@ -30,7 +30,13 @@ import time
 import weakref
 from collections.abc import Callable
 
-from ._own import close_if_same, close_socket_if_same, identity_of, is_trusted
+from ._own import (
+    close_if_same,
+    close_socket_if_same,
+    identity_of,
+    is_trusted,
+    keep_off_streams,
+)
 from ._witness import Life, Witness
 from .exceptions import SegmentError, SegmentPermission
 
@@ -113,6 +119,7 @@ def new_bell() -> Bell:
         SegmentError: it has no descriptor left for one.
     """
     try:
+        keep_off_streams()
         if hasattr(os, "eventfd"):
             return EventBell()
     except OSError:
@@ -205,6 +212,7 @@ class Door:
         self._shared = bool(mode & 0o077)
         self._guests: list[socket.socket] = []
         try:
+            keep_off_streams()
             self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as exc:
             raise _no_door(self.path, exc) from exc
@@ -223,6 +231,7 @@ class Door:
         came = self.is_stuck = False
         while True:
             try:
+                keep_off_streams()
                 guest, _ = self.listener.accept()
             except BlockingIOError:
                 break
@@ -440,6 +449,7 @@ class Ringer:
             if one not in self._pending or peer is None:
                 continue
             try:
+                keep_off_streams()
                 message, fds, _, _ = socket.recv_fds(peer.sock, 1, 1)
             except BlockingIOError:
                 continue
@@ -458,6 +468,7 @@ class Ringer:
     def _connect(self, slot: int, token: int) -> bool:
         """Ring by connecting; whether there was a door."""
         try:
+            keep_off_streams()
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError:
             self.call_all()  # EMFILE

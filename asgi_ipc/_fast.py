@@ -190,7 +190,7 @@ def append(
             try:
                 _flock(segment.lock_fd, _UNLOCK)
             except (OSError, ValueError):
-                pass  # lost meanwhile: there is nothing to unlock
+                segment.cannot_unlock()
     finally:
         try:
             guard.release()
@@ -314,7 +314,7 @@ def pop(
             try:
                 _flock(segment.lock_fd, _UNLOCK)
             except (OSError, ValueError):
-                pass  # lost meanwhile: there is nothing to unlock
+                segment.cannot_unlock()
     finally:
         try:
             guard.release()
@@ -363,7 +363,7 @@ def park(segment: Segment, known: Known, slot: int, token: int) -> bool:
             try:
                 _flock(segment.lock_fd, _UNLOCK)
             except (OSError, ValueError):
-                pass  # lost meanwhile: there is nothing to unlock
+                segment.cannot_unlock()
     finally:
         try:
             guard.release()

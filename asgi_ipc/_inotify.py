@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from ._own import close_if_same, identity_of
+from ._own import close_if_same, identity_of, keep_off_streams
 
 __all__ = ["IN_ATTRIB", "IN_CLOSE_WRITE", "IN_MOVE_SELF", "Inotify", "open_inotify"]
 __all__ = [
@@ -54,6 +54,7 @@ class Inotify:
             OSError, ImportError, AttributeError: not to be had here, or not now.
         """
         libc = _libc()
+        keep_off_streams()
         self.fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self.fd < 0:
             raise _error("inotify_init1")

@@ -11,7 +11,7 @@ import stat
 
 import posix_ipc
 
-from ._own import Identity, identity_of, set_aside
+from ._own import Identity, identity_of, keep_off_streams, set_aside
 from .exceptions import SegmentError, SegmentMismatch, SegmentPermission, SharedMemoryFull
 
 __all__ = ["cannot_use", "no_room", "open_again", "open_named"]
@@ -38,6 +38,7 @@ def open_named(name: str, mode: int, size_bytes: int) -> tuple[int, bool]:
         SegmentError, OSError: it can be neither opened nor made.
     """
     while True:
+        keep_off_streams()
         fd = _open(name)
         if fd >= 0:
             return fd, False
@@ -101,6 +102,7 @@ def open_again(fd: int, name: str, identity: Identity) -> int:
         SegmentError, OSError: it may not be opened.
     """
     again = -1
+    keep_off_streams()
     if identity_of(fd) == identity:
         try:
             again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
@@ -115,11 +117,12 @@ def open_again(fd: int, name: str, identity: Identity) -> int:
 
 
 def cannot_use(name: str, cause: OSError) -> SegmentError:
-    """Return the error for a system call on a segment that failed."""
+    """Return the error for a system call on a segment, or on what belongs to it, that failed."""
     # `posix_ipc` says EMFILE and ENFILE in words only.
     number = cause.errno or errno.EMFILE
     remedy = _REMEDIES.get(number, "see the system's documentation of that error")
-    return SegmentError(f"segment {name} cannot be used: {cause.strerror or cause}; {remedy}")
+    what = name if name.count("/") > 1 else f"segment {name}"
+    return SegmentError(f"{what} cannot be used: {cause.strerror or cause}; {remedy}")
 
 
 def no_room(name: str, size_bytes: int, cause: OSError) -> SharedMemoryFull:

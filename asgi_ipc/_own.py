@@ -33,6 +33,7 @@ __all__ = [
     "here",
     "identity_of",
     "is_trusted",
+    "keep_off_streams",
     "letting_go",
     "map_file",
     "set_aside",
@@ -50,7 +51,7 @@ _MADV_WIPEONFORK = 18  # from linux/mman.h; `mmap` does not name it
 # The smaller ones are for smaller limits; the last is whatever there is.
 _FLOORS = (900, 200, 48, 12, 3)
 
-_FIRST_UNNAMED = 3  # after stdin, stdout and stderr
+_STREAMS = (0, 1, 2)  # stdin, stdout, stderr
 _MOST_DESCRIPTORS = 1 << 20
 _END_OF_ALL_FILES = (1 << 63) - 1
 
@@ -121,6 +122,25 @@ def is_trusted(info: os.stat_result, mode: int) -> bool:
     return info.st_gid in (os.getegid(), *os.getgroups())
 
 
+def keep_off_streams() -> None:
+    """Have none of the numbers 0 to 2 free: called before anything is opened here.
+
+    Of a process that was started with stdout or stderr closed the next descriptor would be 1 or 2,
+    and a traceback would be written into it. They mean ``/dev/null`` from then on, for ever: given
+    back, they would be free for what another thread opens here. ``exec`` closes them.
+
+    Raises:
+        OSError: there is no descriptor left (``EMFILE``), or no ``/dev/null``.
+    """
+    try:
+        for number in _STREAMS:
+            fcntl.fcntl(number, fcntl.F_GETFD)
+    except OSError:
+        while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) in _STREAMS:
+            pass
+        os.close(fd)
+
+
 def set_aside(fd: int) -> int:
     """Exchange a descriptor for one of a high number, so that losing it is noticed.
 
@@ -155,33 +175,27 @@ def close_socket_if_same(sock: socket.socket, identity: Identity | None) -> None
         sock.detach()
 
 
-def map_file(fd: int, size_bytes: int) -> tuple[mmap.mmap, int]:
+def map_file(fd: int, size_bytes: int) -> tuple[mmap.mmap, int | None]:
     """Map a file for reading and writing, and say which descriptor goes when the mapping goes.
 
     Up to Python 3.12 an mmap keeps a duplicate of the descriptor, of the lowest number that is
-    free, and closes that number in the end, whatever it means by then. -1: there is none.
+    free, and closes that number in the end, whatever it means by then. ``None``: there is none;
+    -1: it was not found, as another thread closes and moves things.
 
     Raises:
         OSError: no address space (``ENOMEM``), or no descriptor left (``EMFILE``).
     """
     if sys.version_info >= (3, 13):
-        return mmap.mmap(fd, size_bytes, trackfd=False), -1
-    # Of a process that was started with stdout or stderr closed it must not be 1 or 2: a traceback
-    # would be written into the file.
-    stopgaps = [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)]
-    try:
-        while stopgaps[-1] < _FIRST_UNNAMED:
-            stopgaps.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-        os.close(stopgaps.pop())
-        memory = mmap.mmap(fd, size_bytes)
-    finally:
-        for stopgap in stopgaps:
-            os.close(stopgap)
-    return memory, _duplicate_of(fd)
+        return mmap.mmap(fd, size_bytes, trackfd=False), None
+    keep_off_streams()
+    return mmap.mmap(fd, size_bytes), _duplicate_of(fd)
 
 
 def _duplicate_of(fd: int) -> int:
-    """Return the other descriptor of an open file that has two: they share its position."""
+    """Return the other descriptor of an open file that has two: they share its position.
+
+    -1: it is not found.
+    """
     position = int.from_bytes(os.urandom(6), "little")
     os.lseek(fd, position, os.SEEK_SET)
     try:
@@ -193,4 +207,4 @@ def _duplicate_of(fd: int) -> int:
                 pass  # ESPIPE: it has no position; EBADF: it is closed
     finally:
         os.lseek(fd, _END_OF_ALL_FILES, os.SEEK_SET)  # who writes there by mistake gets EFBIG
-    raise AssertionError("an mmap keeps no descriptor")
+    return -1

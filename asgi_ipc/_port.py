@@ -170,6 +170,7 @@ class Port:
         self._pause_s = SETTLED_S  # before the next look that nobody asked for
         self._look_is_due = False  # by a timer: the lock was busy
         self._looks_soon = False
+        self._look_has_failed = False  # the last one, and it was said
         self._busy_s = _RETRY_S  # how long to wait for a busy lock, the next time
         self._stuck_s = _STUCK_S  # and for a descriptor to answer the door with
         random = new_random()
@@ -398,19 +399,27 @@ class Port:
                 self.slot, self.token, list(homes), hinted=not everything
             )
         except LockBusy:
-            loop = self._loop()
-            if loop is not None and not self._look_is_due:
-                self._look_is_due = True
-                loop.call_later(self._wait_for_lock_s(), self._look, everything)
+            self._look_later(everything)
             return
         except IPCError:
-            logger.exception(
-                "a waiting event loop cannot look at its channels", extra={"event": "look-failed"}
-            )
+            if not self._look_has_failed:
+                logger.exception(
+                    "a waiting event loop cannot look at its channels, and tries it again",
+                    extra={"event": "look-failed"},
+                )
+            self._look_has_failed = True
+            self._look_later(everything)
             return
+        self._look_has_failed = False
         self._busy_s = _RETRY_S
         for home, depth in waiting:
             self._wake_in(home, depth)
+
+    def _look_later(self, everything: bool) -> None:
+        loop = self._loop()
+        if loop is not None and not loop.is_closed() and not self._look_is_due:
+            self._look_is_due = True
+            loop.call_later(self._wait_for_lock_s(), self._look, everything)
 
     def _wait_for_lock_s(self) -> float:
         """Return how long to wait for a busy lock, and be more patient the next time."""

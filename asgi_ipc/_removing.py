@@ -14,8 +14,9 @@ import stat
 from typing import NamedTuple
 
 from ._bell import bells_directory, is_door
+from ._opening import cannot_use
 from ._witness import FILE_NAME
-from .exceptions import SegmentMismatch, SegmentPermission
+from .exceptions import IPCError, SegmentMismatch, SegmentPermission
 
 __all__ = ["Removed", "names_of", "open_directory", "remove_site"]
 
@@ -50,6 +51,7 @@ def open_directory(path: str) -> int | None:
     Raises:
         SegmentMismatch: something that is no directory stands there, a symlink perhaps.
         SegmentPermission: it belongs to a user who has no part in the site.
+        SegmentError: it cannot be opened for another reason.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -63,7 +65,7 @@ def open_directory(path: str) -> int | None:
             ) from exc
         if exc.errno in (errno.EACCES, errno.EPERM):
             raise _not_ours(path, os.lstat(path)) from exc
-        raise
+        raise cannot_use(path, exc) from exc
     info = os.fstat(fd)
     if not _may_remove(info):
         os.close(fd)
@@ -99,7 +101,17 @@ def remove_site(prefix: str) -> Removed:
         SegmentMismatch: a directory, or something that is none, stands in the place of one of
             them; nothing was removed.
         SegmentPermission: it is another user's; what could be removed is gone.
+        SegmentError: the system refuses it for another reason; the same holds.
     """
+    try:
+        return _remove_site(prefix)
+    except OSError as exc:
+        if isinstance(exc, IPCError):
+            raise
+        raise cannot_use(prefix, exc) from exc
+
+
+def _remove_site(prefix: str) -> Removed:
     directory = bells_directory(prefix)
     doors = open_directory(directory)
     try:

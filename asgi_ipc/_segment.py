@@ -79,6 +79,7 @@ _SIX_PAIRS = _PAIRS[6]
 PICKLE_2 = 0x0280  # what the original package kept in its segments
 
 PATIENCE_S = 0.002  # how long one attempt may hold up its thread; the callers wait beyond it
+_UNLOCK_TRIES = 3
 _YIELDS = 30  # a holder is usually done within a few µs: let it run before sleeping
 
 
@@ -127,9 +128,9 @@ class Segment:
     lock_fd = -1
     words: Any = None
     memory: Any = None
-    _map_fd = -1
+    _map_fd: int | None = None
     _identity: Identity = (-1, -1)
-    _end: weakref.finalize[[int, Identity, int, object, int], Segment] | None = None
+    _end: weakref.finalize[[int, Identity, int, object, int | None], Segment] | None = None
 
     def __init__(
         self, name: str, kind: int, size_bytes: int, *, mode: int, lock_timeout: float
@@ -164,26 +165,26 @@ class Segment:
     def _attach(self) -> None:
         give_up = time.monotonic() + self.lock_timeout
         try:
-            while not self._attach_once(give_up):
-                pass
+            while self.attached_by == NOBODY:
+                self._attach_once(give_up)
         except OSError as exc:
             if isinstance(exc, IPCError):
                 raise
             raise cannot_use(self.name, exc) from exc
 
-    def _attach_once(self, give_up: float) -> bool:
-        """Attach; False if the name was removed meanwhile, or the descriptor closed by somebody."""
+    def _attach_once(self, give_up: float) -> None:
+        """Attach, unless the name was removed meanwhile, or the descriptor closed by somebody."""
         fd, created = open_named(self.name, self.mode, self._asked_bytes)
         try:
             identity = identity_of(fd)
             again = -1 if identity is None else open_again(fd, self.name, identity)
             if identity is None or again < 0:
-                return False
+                return
             self._own_lock(again, identity)
             try:
                 self._lock_patiently(give_up)
                 if os.fstat(fd).st_nlink == 0:
-                    return False  # unlinked between our open and our lock
+                    return  # unlinked between our open and our lock
                 self._initialise_or_check(fd, created)
                 self.epoch = self.words[L.EPOCH]
                 self._hold()
@@ -195,14 +196,13 @@ class Segment:
                     self.name,
                     self.size_bytes,
                 )
-                return True
             except Detached:
-                return False
+                pass
             finally:
                 try:
                     _flock(self.lock_fd, _UNLOCK)
                 except (OSError, ValueError):
-                    pass  # lost meanwhile: there is nothing to unlock
+                    self.cannot_unlock()
                 if self.attached_by == NOBODY:
                     self.close()
         finally:
@@ -511,7 +511,7 @@ class Segment:
                 try:
                     _flock(self.lock_fd, _UNLOCK)
                 except (OSError, ValueError):
-                    pass  # lost meanwhile: there is nothing to unlock
+                    self.cannot_unlock()
         finally:
             try:
                 guard.release()
@@ -519,6 +519,22 @@ class Segment:
                 pass  # interrupted before it was had
             if self.news:
                 self.tell()
+
+    def cannot_unlock(self) -> None:
+        """Give the lock back all the same: ENOMEM, of kernels that allocate for it before 5.19.
+
+        By trying again, then by exchanging its descriptor, with which it goes. Where that was
+        lost or is closed there is nothing to give back.
+        """
+        for _ in range(_UNLOCK_TRIES):
+            if self.lock_fd < 0 or self.is_lost():
+                return
+            try:
+                _flock(self.lock_fd, _UNLOCK)
+            except OSError:
+                continue
+            return
+        self._own_anew()
 
     def contend(self) -> None:
         """Take the lock that somebody else holds just now.
@@ -758,9 +774,11 @@ _kept: list[object] = []
 """Mappings that would close a number which means another file by now, if they went."""
 
 
-def _let_go(lock_fd: int, identity: Identity, process: int, memory: object, map_fd: int) -> None:
+def _let_go(
+    lock_fd: int, identity: Identity, process: int, memory: object, map_fd: int | None
+) -> None:
     """Give back what a segment held."""
-    if map_fd >= 0 and memory is not None and identity_of(map_fd) != identity:
+    if map_fd is not None and memory is not None and identity_of(map_fd) != identity:
         _kept.append(memory)
     if here[0] == process:
         close_if_same(lock_fd, identity)

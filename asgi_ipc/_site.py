@@ -177,7 +177,8 @@ class Site:
         """Detach and remove segments and sockets from the machine.
 
         Raises:
-            SegmentError: what stands in their places is another user's, or no file of ours.
+            SegmentError: what stands in their places is another user's, or no file of ours; or
+                the system refuses it.
         """
         self.close()
         remove_site(self.prefix)

@@ -16,6 +16,7 @@ the byte is free, in the file of the token         DEAD
 another file than the token's lies there, or none  UNKNOWN
 the file may not be opened, or is a stranger's     UNKNOWN
 no descriptor is left                              UNKNOWN
+the kernel refuses the question                    UNKNOWN
 no token: 0                                        UNKNOWN
 ================================================== =======
 
@@ -48,7 +49,16 @@ import sys
 import threading
 import weakref
 
-from ._own import Identity, close_if_same, here, identity_of, is_trusted, set_aside, this_process
+from ._own import (
+    Identity,
+    close_if_same,
+    here,
+    identity_of,
+    is_trusted,
+    keep_off_streams,
+    set_aside,
+    this_process,
+)
 from .exceptions import SegmentError, SegmentPermission
 
 __all__ = ["FILE_NAME", "Life", "Witness"]
@@ -63,6 +73,7 @@ _MARK_MASK = (1 << 16) - 1
 _FLOCK = struct.Struct("hhqqi4x").pack
 _CAN_ASK = sys.platform.startswith("linux")
 _FREE = fcntl.F_UNLCK
+_TRIES = 10  # of 48 random bits each: who is refused so often is refused for another reason
 _TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
@@ -188,18 +199,23 @@ class Witness:
             return self._tokens[-1]
         try:
             file = self._open(create=True)
-            while True:
+            for _ in range(_TRIES):
                 token = file.mark << _MARK_SHIFT | (int.from_bytes(os.urandom(6), "little") or 1)
                 try:
                     file.lock(token, _TRY)
-                except (BlockingIOError, PermissionError):
-                    continue  # EAGAIN: by chance another process has this very byte
+                except (BlockingIOError, PermissionError) as exc:
+                    refusal = exc  # EAGAIN: by chance another process has this very byte
+                    continue
                 file.tokens.add(token)
                 self._tokens.append(token)
                 self._is_new = False
                 return token
         except OSError as exc:
             raise _error(self.path, exc) from exc
+        raise SegmentError(
+            f"no byte of {self.path} can be locked: {refusal.strerror}: something refuses to lock "
+            "anything there (a sandbox, a filesystem without locks?): allow fcntl(F_SETLK)"
+        )
 
     def ask(self, token: int) -> Life:
         """Say whether the process with a token lives. Never blocks, never raises."""
@@ -216,12 +232,13 @@ class Witness:
                 _FLOCK(fcntl.F_WRLCK, os.SEEK_SET, token & _OFFSET_MASK, 1, 0),
             )
         except OSError:
-            pass  # EBADF: somebody closed it behind our back
+            is_free = False  # EBADF: somebody closed it behind our back; ENOLCK, EACCES: not now
         else:
-            if answer[0] != _FREE:
+            is_free = answer[0] == _FREE
+            if not is_free:
                 return Life.ALIVE
-            if file.is_intact():
-                return Life.DEAD
+        if file.is_intact():
+            return Life.DEAD if is_free else Life.UNKNOWN
         self._forget(file)  # the next one who asks opens it anew
         return Life.UNKNOWN
 
@@ -361,6 +378,7 @@ def _open(path: str, mode: int, create: bool) -> tuple[int, Identity]:
     """
     flags = os.O_RDWR if create else os.O_RDONLY
     flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    keep_off_streams()
     while True:
         try:
             fd = os.open(path, flags)

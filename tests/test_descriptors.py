@@ -157,6 +157,61 @@ layer.sync.send("c", {"n": 2})
     assert layer.sync.receive("c", timeout=0) == {"n": 2}
 
 
+def test_a_thread_that_writes_to_closed_streams_meets_nothing_of_ours(
+    start: Start, make_layer: MakeLayer
+) -> None:
+    """Not even for a moment, while a layer attaches, waits and rings."""
+    peer = start(
+        """
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+while True:
+    layer.sync.receive("in")
+"""
+    )
+    child = start(
+        """
+said = os.dup2(1, 100)
+for number in (0, 1, 2):
+    os.close(number)
+is_over = False
+def chatter():
+    while not is_over:
+        for number in (0, 1, 2):
+            try:
+                os.write(number, b"Fatal Python error: a traceback")
+            except OSError:
+                pass
+thread = threading.Thread(target=chatter)
+thread.start()
+try:
+    layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+    for n in range(300):
+        layer.close_now()
+        layer.sync.send("in", {"n": n})
+        layer.sync.receive("w", timeout=0.0001)
+    answer = b"fine"
+except BaseException as exc:
+    answer = repr(exc).encode()
+is_over = True
+thread.join()
+os.write(said, answer + b"\\n")
+"""
+    )
+    child.expect("fine", patience_s=100)
+    child.end()
+    peer.kill()
+    assert problems_of(make_layer()) == []
+
+
+def test_a_duplicate_that_is_not_found_is_told() -> None:
+    """As when another thread moves it while it is looked for."""
+    fd = os.memfd_create("lonely")
+    try:
+        assert _own._duplicate_of(fd) == -1
+    finally:
+        os.close(fd)
+
+
 @pytest.mark.parametrize("limit", [16, 64, 256, 1024])
 def test_the_lock_is_set_aside_under_any_limit(start: Start, limit: int) -> None:
     """It lies as far up as there is room for, and works."""

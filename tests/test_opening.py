@@ -26,9 +26,18 @@ MakeLayer = Callable[..., AsyncIPCChannelLayer]
 # By what the kernel refuses a system call in a sandbox.
 REFUSE = """
 import ctypes, struct
-def refuse(number, code):
+def refuse(number, code, second=None):
+    # and only with this as the second argument, if one is given
+    which = [] if second is None else [
+        struct.pack("HBBI", 0x15, 0, 3, number),
+        struct.pack("HBBI", 0x20, 0, 0, 24),              # load the second argument
+        struct.pack("HBBI", 0x15, 0, 1, second),
+        struct.pack("HBBI", 0x06, 0, 0, 0x50000 | code),
+        struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000),
+    ]
     steps = [
         struct.pack("HBBI", 0x20, 0, 0, 0),               # load the number of the call
+        *which,
         struct.pack("HBBI", 0x15, 0, 1, number),          # is it this one?
         struct.pack("HBBI", 0x06, 0, 0, 0x50000 | code),  # then it fails
         struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000),      # else it is done
@@ -43,8 +52,8 @@ def refuse(number, code):
         os._exit(0)
 """
 NUMBERS = {
-    "x86_64": {"flock": 73, "sched_yield": 24, "madvise": 28},
-    "aarch64": {"flock": 32, "sched_yield": 124, "madvise": 233},
+    "x86_64": {"flock": 73, "sched_yield": 24, "madvise": 28, "fcntl": 72},
+    "aarch64": {"flock": 32, "sched_yield": 124, "madvise": 233, "fcntl": 25},
 }
 needs_numbers = pytest.mark.skipif(
     platform.machine() not in NUMBERS, reason="the numbers of the system calls are not known"
@@ -144,6 +153,41 @@ for _ in range(2):
         for said in (first, child.line(), child.line()):
             assert said.startswith("SegmentError: segment /")
             assert "no room for another lock" in said
+    child.end()
+
+
+@needs_numbers
+def test_a_refused_unlock_holds_up_nobody(start: Start, make_layer: MakeLayer) -> None:
+    """Kernels that allocate for it may refuse; the lock is free all the same."""
+    number = NUMBERS[platform.machine()]["flock"]
+    child = start(
+        REFUSE
+        + f"""
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+for name in ("c", "d!e"):
+    layer.sync.send(name, {{}})
+    assert layer.sync.receive(name, 0) == {{}}
+refuse({number}, {errno.ENOMEM}, second=8)  # LOCK_UN
+for n in range(2):
+    layer.sync.send("c", {{"n": n}})
+    layer.sync.send("in", {{"n": n}})
+    layer.sync.group_add("g", "d!e")
+    layer.sync.group_send("g", {{}})
+    assert layer.sync.receive("c", timeout=0) == {{"n": n}}
+    assert layer.sync.receive("d!e", timeout=1) == {{}}
+say("done")
+sys.stdin.readline()
+AsyncIPCChannelLayer(PREFIX + "-new", **SIZES).unlink()
+say("attached as well")
+"""
+    )
+    if child.line(patience_s=100) == "done":
+        layer = make_layer(lock_timeout=1.0)
+        for n in range(2):
+            assert layer.sync.receive("in", timeout=0) == {"n": n}
+        assert layer.sync.group_channels("g") == ["d!e"]
+        child.tell()
+        child.expect("attached as well")
     child.end()
 
 

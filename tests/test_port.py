@@ -14,6 +14,7 @@ import pytest
 
 import asgi_ipc._bell as bell_module
 from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc import _layout as L
 from asgi_ipc import _port as port_module
 from asgi_ipc._bell import PipeBell
 
@@ -411,3 +412,28 @@ def test_a_port_that_lost_its_slot_still_gets_its_messages(make_layer: MakeLayer
     loop.settle()
     assert receive.done()
     _finish(loop)
+
+
+def test_a_look_that_fails_is_tried_again(
+    make_layer: MakeLayer, only_rings: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a loop was rung for comes when its look succeeds; that it failed is said once."""
+    layer, other = make_layer(), make_layer()
+    words = layer._site.messages.segment.words
+
+    async def main() -> None:
+        waiting = [asyncio.create_task(layer.receive(name)) for name in ("a", "b")]
+        await asyncio.sleep(0.01)
+        await other.send("a", {})
+        await other.send("b", {})
+        words[L.LOG_N] = 1 << 40  # no transaction succeeds
+        while not caplog.records:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        words[L.LOG_N] = 0
+        async with asyncio.timeout(20):
+            assert await asyncio.gather(*waiting) == [{}, {}]
+
+    asyncio.run(main())
+    assert [vars(record)["event"] for record in caplog.records] == ["look-failed"]
+    caplog.clear()  # its traceback holds the segment

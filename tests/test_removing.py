@@ -153,3 +153,28 @@ def test_what_the_original_kept_goes_as_well(prefix: str) -> None:
         Path("/dev/shm", name).touch()
     assert len(remove_site(prefix).paths) == 3
     assert left(prefix) == []
+
+
+def test_no_descriptor_left_is_told(prefix: str, start: Start) -> None:
+    """It is a SegmentError with the remedy; nothing was removed, and it can be tried again."""
+    child = start(
+        """
+import resource
+from asgi_ipc.exceptions import SegmentError
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+layer.sync.receive("c", timeout=0.001)
+layer.close_now()
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+try:
+    layer.unlink()
+except SegmentError as exc:
+    said = str(exc)
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+layer.unlink()
+say(said)
+"""
+    )
+    assert f"{prefix}-bells cannot be used" in (said := child.line())
+    assert "ulimit -n" in said
+    child.end()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
 import resource
 import signal
 import subprocess
@@ -18,6 +20,8 @@ from asgi_ipc import _witness
 from asgi_ipc._bell import bells_directory, make_directory
 from asgi_ipc._witness import Life, Witness
 from asgi_ipc.exceptions import SegmentError, SegmentPermission
+
+from .test_opening import NUMBERS, REFUSE, needs_numbers
 
 if TYPE_CHECKING:
     from .conftest import Child
@@ -483,3 +487,42 @@ def test_asking_is_quick_and_needs_no_descriptor(witness: Witness) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert not _witness._here.is_inherited()
+
+
+@needs_numbers
+def test_a_refused_question_forgets_nothing(start: Start, witness: Witness) -> None:
+    """An own token is alive all the same, and its byte stays locked; of others nothing is known."""
+    child = start(
+        HOLDS
+        + REFUSE
+        + f"""
+refuse({NUMBERS[platform.machine()]["fcntl"]}, {errno.ENOLCK}, second=5)  # F_GETLK
+from asgi_ipc._witness import Life
+assert witness.ask(int(sys.argv[2])) is Life.UNKNOWN
+assert witness.ask(witness.token) is Life.ALIVE and witness.is_held()
+say("fine")
+""",
+        str(witness.take()),
+    )
+    child.line()
+    assert child.line() in ("fine", "no sandbox here")
+    child.end()
+
+
+@needs_numbers
+def test_a_refused_lock_is_told(start: Start, directory: str) -> None:
+    """Whatever byte is tried: it does not go on for ever."""
+    child = start(
+        REFUSE
+        + f"""
+refuse({NUMBERS[platform.machine()]["fcntl"]}, {errno.EACCES}, second=6)  # F_SETLK
+from asgi_ipc._witness import Witness
+from asgi_ipc.exceptions import SegmentError
+try:
+    Witness({directory!r}, 0o600).take()
+except SegmentError as exc:
+    say(type(exc).__name__, exc)
+"""
+    )
+    assert (said := child.line()) == "no sandbox here" or "F_SETLK" in said
+    child.end()
