@@ -118,7 +118,15 @@ class SignalMask:
 class PollLoop:
     """An event loop for one thread; it goes with the thread."""
 
+    _is_closed = True  # until it is made: nothing is to be given back
+
     def __init__(self) -> None:
+        """Make it.
+
+        Raises:
+            IPCError: ``select.poll`` was taken away.
+            SegmentError: there is no descriptor left to ring it with.
+        """
         if not hasattr(select, "poll"):
             raise IPCError(
                 "select.poll is not there (eventlet.monkey_patch() removes it), so no thread can "
@@ -133,11 +141,11 @@ class PollLoop:
         self._order = itertools.count()
         self._due: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._on_close: list[Callable[[], None]] = []
-        self._is_closed = False
         self._is_running = False
         self._mask = SignalMask()
         self._is_main = _runs_handlers()
         self._set_alarm()
+        self._is_closed = False
 
     def _set_alarm(self) -> None:
         # Rung by other threads and by signals, which write one byte: no eventfd takes that.
