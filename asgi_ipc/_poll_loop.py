@@ -36,6 +36,9 @@ R = TypeVar("R")
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 _HELD = tuple(map(int, signal.valid_signals() - _FAULTS))
 _NO_FD = (1 << 31) - 1
+# Where signals write while a thread of this process waits: process by descriptor. A child that is
+# forked meanwhile finds its parent's there.
+_alarms: dict[int, int] = {}
 
 
 class _Future:
@@ -79,6 +82,34 @@ def _runs_handlers() -> bool:
     except OSError:
         pass
     return True
+
+
+def _begin_to_hear(fd: int) -> int | None:
+    """Have each signal write a byte there; return what to put back, ``None`` if nothing was done.
+
+    Whatever is said against it: what is lost is a signal in the moment before the system call.
+    """
+    try:
+        before: int = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    except (OSError, ValueError):
+        return None  # EBADF: somebody has closed it just now
+    owner = _alarms.pop(before, None)
+    if owner == here[0]:
+        _alarms[before] = owner  # a handler has been called while this thread waits, and waits too
+    elif owner is not None:
+        before = -1  # the parent's
+    elif before != -1:
+        _put_back(before)  # an event loop of this thread has its own
+        return None
+    _alarms[fd] = here[0]
+    return before
+
+
+def _put_back(fd: int) -> None:
+    try:
+        signal.set_wakeup_fd(fd)
+    except (OSError, ValueError):
+        signal.set_wakeup_fd(-1)  # it was closed meanwhile
 
 
 class SignalMask:
@@ -257,16 +288,16 @@ class PollLoop:
             return self._poll.poll(wait_ms)
         # Python runs handlers between bytecodes. A signal that came after the last one and
         # before the system call would wait with it; a byte at the alarm ends the poll.
-        before = signal.set_wakeup_fd(self._alarm.ring_fd, warn_on_full_buffer=False)
-        if before != -1:
-            signal.set_wakeup_fd(before)  # an event loop of this thread has its own
+        fd = self._alarm.ring_fd
+        before = _begin_to_hear(fd)
         try:
             self._mask.serve()
             return self._poll.poll(wait_ms)
         finally:
             self._mask.hold()
-            if before == -1:
-                signal.set_wakeup_fd(-1)
+            if before is not None:
+                _alarms.pop(fd, None)
+                _put_back(before)
 
     def _run_once(self) -> None:
         now = time.monotonic()
