@@ -83,10 +83,21 @@ class EventBell:
 
 
 class PipeBell:
-    """A bell made of a pipe, for systems without eventfd."""
+    """A bell made of a pipe, for systems without eventfd and for who is rung by single bytes."""
 
     def __init__(self) -> None:
-        self.read_fd, self.ring_fd = os.pipe()
+        """Make it.
+
+        Raises:
+            SegmentError: there is no descriptor left for it.
+        """
+        try:
+            self.read_fd, self.ring_fd = os.pipe()
+        except OSError as exc:
+            raise SegmentError(
+                f"no descriptor for an event loop's bell: {exc.strerror}: raise this process's "
+                "limit of open files (ulimit -n)"
+            ) from exc
         os.set_blocking(self.read_fd, False)
         os.set_blocking(self.ring_fd, False)
         self._identity = identity_of(self.read_fd)  # one for both ends
@@ -124,13 +135,7 @@ def new_bell() -> Bell:
             return EventBell()
     except OSError:
         pass  # ENOSYS, EPERM: refused by a sandbox; EMFILE: the pipe says so as well
-    try:
-        return PipeBell()
-    except OSError as exc:
-        raise SegmentError(
-            f"no descriptor for an event loop's bell: {exc.strerror}: raise this process's limit "
-            "of open files (ulimit -n)"
-        ) from exc
+    return PipeBell()
 
 
 def ring(fd: int) -> bool:

@@ -36,6 +36,9 @@ R = TypeVar("R")
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 _HELD = tuple(map(int, signal.valid_signals() - _FAULTS))
 _NO_FD = (1 << 31) - 1
+# Where signals write while a thread of this process waits: process by descriptor. A child that is
+# forked meanwhile finds its parent's there.
+_alarms: dict[int, int] = {}
 
 
 class _Future:
@@ -81,6 +84,34 @@ def _runs_handlers() -> bool:
     return True
 
 
+def _begin_to_hear(fd: int) -> int | None:
+    """Have each signal write a byte there; return what to put back, ``None`` if nothing was done.
+
+    Whatever is said against it: what is lost is a signal in the moment before the system call.
+    """
+    try:
+        before: int = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    except (OSError, ValueError):
+        return None  # EBADF: somebody has closed it just now
+    owner = _alarms.pop(before, None)
+    if owner == here[0]:
+        _alarms[before] = owner  # a handler has been called while this thread waits, and waits too
+    elif owner is not None:
+        before = -1  # the parent's
+    elif before != -1:
+        _put_back(before)  # an event loop of this thread has its own
+        return None
+    _alarms[fd] = here[0]
+    return before
+
+
+def _put_back(fd: int) -> None:
+    try:
+        signal.set_wakeup_fd(fd)
+    except (OSError, ValueError):
+        signal.set_wakeup_fd(-1)  # it was closed meanwhile
+
+
 class SignalMask:
     """Holds signals back on the thread that runs handlers."""
 
@@ -118,7 +149,15 @@ class SignalMask:
 class PollLoop:
     """An event loop for one thread; it goes with the thread."""
 
+    _is_closed = True  # until it is made: nothing is to be given back
+
     def __init__(self) -> None:
+        """Make it.
+
+        Raises:
+            IPCError: ``select.poll`` was taken away.
+            SegmentError: there is no descriptor left to ring it with.
+        """
         if not hasattr(select, "poll"):
             raise IPCError(
                 "select.poll is not there (eventlet.monkey_patch() removes it), so no thread can "
@@ -133,11 +172,11 @@ class PollLoop:
         self._order = itertools.count()
         self._due: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._on_close: list[Callable[[], None]] = []
-        self._is_closed = False
         self._is_running = False
         self._mask = SignalMask()
         self._is_main = _runs_handlers()
         self._set_alarm()
+        self._is_closed = False
 
     def _set_alarm(self) -> None:
         # Rung by other threads and by signals, which write one byte: no eventfd takes that.
@@ -249,16 +288,16 @@ class PollLoop:
             return self._poll.poll(wait_ms)
         # Python runs handlers between bytecodes. A signal that came after the last one and
         # before the system call would wait with it; a byte at the alarm ends the poll.
-        before = signal.set_wakeup_fd(self._alarm.ring_fd, warn_on_full_buffer=False)
-        if before != -1:
-            signal.set_wakeup_fd(before)  # an event loop of this thread has its own
+        fd = self._alarm.ring_fd
+        before = _begin_to_hear(fd)
         try:
             self._mask.serve()
             return self._poll.poll(wait_ms)
         finally:
             self._mask.hold()
-            if before == -1:
-                signal.set_wakeup_fd(-1)
+            if before is not None:
+                _alarms.pop(fd, None)
+                _put_back(before)
 
     def _run_once(self) -> None:
         now = time.monotonic()

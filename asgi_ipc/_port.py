@@ -115,10 +115,14 @@ class _Fittings:
             self.inotify.give_back()
 
 
-def _close_if_idle(fittings: _Fittings, loop: weakref.ref[HostLoop]) -> None:
+def _close_if_idle(
+    port: weakref.ref[Port], fittings: _Fittings, loop: weakref.ref[HostLoop]
+) -> None:
     """Close what a loop leaves behind; at exit, not what a thread still waits with."""
-    left = loop()
-    if left is None or not left.is_running():
+    left, living = loop(), port()
+    if left is None and living is not None:
+        living.close()  # which gives the slot back as well
+    elif left is None or not left.is_running():
         fittings.close()
 
 
@@ -137,6 +141,7 @@ class Port:
         on_safety: Callable[[], None],
         on_event: Callable[[Port], None],
         get_inotify: Callable[[], SharedInotify | None],
+        is_inside: Callable[[], bool],
     ) -> None:
         """Open the door and claim a slot.
 
@@ -147,6 +152,7 @@ class Port:
             on_safety: called with every look that nobody asked for, before it.
             on_event: called when inotify has told of something: has the other loops hear of it.
             get_inotify: gives the one that all loops of the site watch, if there can be one.
+            is_inside: whether this very thread is inside a transaction of the site.
 
         Raises:
             LockBusy: nothing is left behind; try again.
@@ -161,6 +167,7 @@ class Port:
         self._on_safety = on_safety
         self._on_event_here = on_event
         self._get_inotify: Callable[[], SharedInotify | None] | None = get_inotify
+        self._is_inside = is_inside
         self.waiting = Waiting()
         self._ever: set[str] = set()  # process-specific homes this loop has received for
         self._to_withdraw: set[str] = set()  # when the lock is free again
@@ -201,7 +208,9 @@ class Port:
             self._until_closed.__anext__().send(None)
         except StopIteration:
             pass
-        self._finalizer = weakref.finalize(loop, _close_if_idle, self.fittings, weakref.ref(loop))
+        self._finalizer = weakref.finalize(
+            loop, _close_if_idle, weakref.ref(self), self.fittings, weakref.ref(loop)
+        )
         if hasattr(loop, "on_close"):  # an adapter, which knows no asynchronous generators
             loop.on_close(self.close)
 
@@ -244,9 +253,16 @@ class Port:
         """End a wait, doing what its state asks for.
 
         It can be done again, and must be, after an exception that is not from here.
+
+        A receive that is thrown away with its closed loop ends here too: on whatever thread, and
+        when the garbage collector does it, in the middle of whatever that thread does.
         """
         waiting = self.waiting
         waiting.remove(waiter)
+        if self.is_orphaned():
+            self.close()  # nobody will answer what its waiters were told: that is passed on
+            waiter.state = GONE
+            return
         left = [home for home in waiter.homes if home not in waiting.by_home]
         state = waiter.state
         if self.is_open:
@@ -454,7 +470,8 @@ class Port:
         if not homes:
             return
         # A private loop stands still after this: it may take its time, nobody else is held up.
-        for _ in range(_PATIENT_TRIES if driving.is_driving else 1):
+        tries = _PATIENT_TRIES if driving.is_driving else 1
+        for _ in range(0 if self._is_inside() else tries):
             try:
                 self._store.slots.withdraw(self.slot, homes)
             except LockBusy:
@@ -548,11 +565,17 @@ class Port:
     # -- closing -------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give the slot back and wake everybody, who will find the port closed. Idempotent."""
+        """Give the slot back and wake everybody, who will find the port closed. Idempotent.
+
+        Called in the middle of a transaction, by a finaliser say: right after that.
+        """
         if not self.is_open:
             return
         if here[0] != self.fittings.process:
             self.abandon()
+            return
+        if self._is_inside():
+            self._store.segment.news.append(self.close)
             return
         loop = self._loop()
         self._ringer.own.pop(self.loop_token, None)

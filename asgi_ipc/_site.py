@@ -141,6 +141,10 @@ class Site:
     def _segments(self) -> tuple[Segment, Segment]:
         return self.messages.segment, self.groups.segment
 
+    def is_inside(self) -> bool:
+        """Whether this very thread is inside a transaction: a finaliser or a handler asks."""
+        return self.messages.segment.is_held_here() or self.groups.segment.is_held_here()
+
     def _opened(self) -> None:
         self.groups.forget()
         self.messages.forget()
@@ -155,7 +159,7 @@ class Site:
         """
         if self.process != here[0]:
             self.let_go()
-        if any(segment.is_held_here() for segment in self._segments()):
+        if self.is_inside():
             self.messages.segment.news.append(self.close)
             return
         with self.mutex:
@@ -313,6 +317,7 @@ class Site:
                 self._safety,
                 self._tell_others,
                 self._get_inotify,
+                self.is_inside,
             )
             return port
 

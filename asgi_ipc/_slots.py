@@ -425,6 +425,8 @@ class Slots:
                     is_unknown |= life is _UNKNOWN
                     if life is _DEAD:
                         self.dead.append((slot, token))
+            if self.segment.news:
+                self.segment.tell()  # a finaliser that ran in there has put off what it does
             if not self.dead and not is_unknown:
                 return
             try:

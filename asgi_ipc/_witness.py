@@ -331,9 +331,10 @@ class Witness:
             file = None
         if file is None or (create and not file.is_writable):
             fd, key = _open(self.path, self._mode, create)
-            file = _here.files.get(key) or _here.files.setdefault(key, _File(key))
+            file = _here.files.get(key) or _File(key)
             # Closing its low number, as moving does, would free the locks that are held.
             file.fds.insert(0, fd if file.tokens or file.retired else set_aside(fd))
+            _here.files[key] = file  # not before it has a descriptor
             file.is_writable |= create
         return file
 

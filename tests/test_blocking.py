@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine
+import resource
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from asgi_ipc import AsyncIPCChannelLayer
 from asgi_ipc._blocking import drive, driving, pause
 from asgi_ipc._poll_loop import PrivateLoops
-from asgi_ipc.exceptions import IPCError
+from asgi_ipc.exceptions import IPCError, SegmentError
 
 if TYPE_CHECKING:
     from .conftest import Child
@@ -31,6 +33,49 @@ def test_no_time_to_wait_takes_no_slot_and_no_descriptor(make_layer: MakeLayer) 
         assert layer.sync.receive(channel, timeout=-1) is None
     assert len(os.listdir("/proc/self/fd")) == before
     assert not layer._site.ports()
+
+
+@contextmanager
+def few_descriptors(count: int) -> Iterator[None]:
+    """Leave so many descriptors to this process."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        try:
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            pass
+        for _ in range(count):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in taken:
+            os.close(fd)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", range(8))
+def test_a_receive_without_descriptors_says_so(make_layer: MakeLayer, count: int) -> None:
+    """However many are left it names the remedy, leaves nothing open, and works later."""
+    layer = make_layer()
+    layer.sync.send("d", {})
+    before = len(os.listdir("/proc/self/fd"))
+    with few_descriptors(count):
+        said = ""
+        try:
+            layer.sync.receive("c", timeout=0.001)
+        except SegmentError as exc:
+            said = str(exc)
+    assert ("ulimit -n" in said) == (count < 5), said
+    layer.sync.close()
+    for port in layer._site.ports():
+        assert port.is_orphaned()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the witness file
+    assert layer.sync.receive("c", timeout=0.001) is None
+    layer.sync.close()
 
 
 async def test_a_deadline_that_has_passed_takes_no_slot(make_layer: MakeLayer) -> None:

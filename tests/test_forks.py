@@ -270,3 +270,43 @@ assert ended(*pids) == [0, 0]
     )
     assert subprocess.run([sys.executable, "-c", code, prefix], timeout=100).returncode == 0
     assert problems_of(make_layer()) == []
+
+
+@pytest.mark.parametrize("how", ["os.fork()", "ctypes.PyDLL(None).fork()"])
+def test_a_thread_forks_while_the_main_one_waits(start: Start, how: str) -> None:
+    """The child waits with a wakeup descriptor of its own, and leaves none behind."""
+    child = start(
+        f"""
+import ctypes, gc
+def fork():
+    while signal_fd() == -1:
+        time.sleep(0.001)
+    pid = {how}
+    if pid == 0:
+        try:
+            for n in range(3):
+                assert layer.sync.receive("d", timeout=0.02) is None
+                os.closerange(3, 60)  # its parent's descriptors too
+                gc.collect()
+            if threading.main_thread() is threading.current_thread():
+                assert signal.set_wakeup_fd(-1) == -1
+            os._exit(0)
+        finally:
+            os._exit(1)
+    say("child", os.waitpid(pid, 0)[1])
+    layer.sync.send("c", {{}})
+def signal_fd():
+    return next(iter(_poll_loop._alarms), -1)
+from asgi_ipc import _poll_loop
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+thread = threading.Thread(target=fork)
+thread.start()
+say(layer.sync.receive("c", timeout=30))
+thread.join()
+say("left", signal.set_wakeup_fd(-1))
+"""
+    )
+    child.expect("child 0")
+    child.expect("{}")
+    child.expect("left -1")
+    child.end()
