@@ -352,6 +352,7 @@ class Exchange:
                 await self._deliver(
                     {"type": "http.response.body", "body": piece, "more_body": True}
                 )
+                await asyncio.sleep(0)  # a client as fast as this holds nobody up
         self._is_complete = True
         await self._deliver({"type": "http.response.body", "body": b""})
 
