@@ -9,8 +9,8 @@
   layer, and this server; the worker is the same few lines of ``receive_many`` each time. It
   reads the channels that Channels 1 reads without further routing, so not ``http.disconnect``.
 - *Memory* of an idle websocket, beyond what uvicorn itself needs for one.
-- *80 MB in one piece*: how long its client waits for all of it, and the slowest of the small
-  requests beside it, which another worker answers.
+- *80 MB in one piece*: how long its client waits for all of it if a handler of `asgi_ipc.worker`
+  replies with it, and the slowest of the small requests beside it; two workers answer both.
 
 The parts are the same for all contenders of a round, which run one after the other; figures
 are medians over the rounds, and ratios are taken within a round.
@@ -52,9 +52,7 @@ while True:
     if channel is None:
         time.sleep(0.01)  # as Channels 1 does
         continue
-    if channel == "http.request" and message["path"] == "/large":
-        reply = {"status": 200, "content": bytes(80_000_000)}
-    elif channel == "http.request":
+    if channel == "http.request":
         reply = answer
     elif channel == "websocket.connect":
         reply = {"accept": True}
@@ -66,6 +64,20 @@ while True:
             break
         except layer.ChannelFull:
             time.sleep(0.05)
+"""
+LARGE_WORKER: Final = """
+import os
+from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc.worker import Worker
+worker = Worker(AsyncIPCChannelLayer(os.environ["PREFIX"]))
+large = bytes(80_000_000)
+
+@worker.on("http.request")
+async def answer(message):
+    content = large if message["path"] == "/large" else b"hello"
+    await message.reply({"status": 200, "content": content})
+
+worker.run()
 """
 DAPHNE_LAYER: Final = """
 import os
@@ -97,7 +109,7 @@ def site(
     worker_python: Path | None,
     directory: Path,
     port: int,
-    workers: int = 1,
+    workers: tuple[str, ...] = (WORKER,),
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A server and its workers, which answer when this begins; the server's process."""
     prefix = f"bench-{os.getpid()}-{secrets.token_hex(4)}"
@@ -119,8 +131,8 @@ def site(
 
     try:
         started = start(server)
-        for _ in range(workers if worker_python is not None else 0):
-            start([str(worker_python), "-c", WORKER])
+        for worker in workers if worker_python is not None else ():
+            start([str(worker_python), "-c", worker])
         asyncio.run(until_answering(port))
         yield started
     finally:
@@ -278,7 +290,7 @@ def measure(stacks: dict[str, Path], seconds: float) -> dict[str, float]:
                     grown = asyncio.run(bytes_per_websocket(port, process.pid))
                     figures[f"{contender}: websocket"] = grown
         server, worker_python = commands(port, stacks)["interface"]
-        with site(server, worker_python, directory, port, workers=2):
+        with site(server, worker_python, directory, port, (LARGE_WORKER,) * 2):
             asyncio.run(one_at_a_time(port, seconds=0.5))
             figures["80 MB in one piece: latency"], figures["beside it: latency"] = asyncio.run(
                 one_large_answer(port)

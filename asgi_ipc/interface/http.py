@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from ..exceptions import ChannelFull, IPCError, MessageTooLarge
@@ -33,7 +33,7 @@ from .messages import (
     request_message,
     shown,
 )
-from .patience import Patience, abort_transport
+from .patience import Patience, abort_transport, patiently
 
 __all__ = ["Exchange"]
 
@@ -217,15 +217,21 @@ class Exchange:
         Raises:
             _CannotFinish: it takes nothing for ``client_timeout``.
         """
-        timeout = self._context.options.client_timeout
         try:
-            with Patience(self._context.loop, self._scope, timeout):
-                for message in messages:
-                    await self._send(message)
+            await patiently(self._send_all(messages), self._patience)
         except TimeoutError:
             self._context.counts.timed_out += 1
             abort_transport(self._send)
+            timeout = self._context.options.client_timeout
             raise _CannotFinish(f"its client stood still for {timeout:g} s") from None
+
+    async def _send_all(self, messages: Iterable[dict[str, Any]]) -> None:
+        for message in messages:
+            await self._send(message)
+
+    def _patience(self) -> Patience:
+        context = self._context
+        return Patience(context.loop, self._scope, context.options.client_timeout)
 
     def _has_content(self, start: Start) -> bool:
         return self._scope["method"] != "HEAD" and start.status not in BODYLESS
@@ -249,7 +255,7 @@ class Exchange:
             start.headers.append((b"content-length", str(size).encode()))
         # Apart, so that nothing holds a large one while it waits for its client.
         self._first = Chunk(start.content if self._has_content(start) else b"", start.more)
-        return start._replace(content=b"")
+        return Start(start.status, start.headers, start.length, b"", start.more)
 
     async def _next_message(self) -> Chunk:
         """Return the response's next chunk.
@@ -352,6 +358,7 @@ class Exchange:
                 await self._deliver(
                     {"type": "http.response.body", "body": piece, "more_body": True}
                 )
+                await asyncio.sleep(0)  # a client as fast as this holds nobody up
         self._is_complete = True
         await self._deliver({"type": "http.response.body", "body": b""})
 

@@ -12,13 +12,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import types
+from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from .interrupt import Interrupt
 from .messages import Scope
 
-__all__ = ["Patience", "abort_transport", "unacknowledged"]
+__all__ = ["Patience", "abort_transport", "patiently", "unacknowledged"]
 
 _LOOKS = 4  # of the kernel's count, within the time that a client has
 
@@ -105,3 +107,32 @@ class Patience(Interrupt):
         if super().__exit__(kind, exc, traceback):
             raise TimeoutError from exc
         return False
+
+
+@types.coroutine
+def patiently(
+    sending: Coroutine[Any, Any, None], make: Callable[[], Patience]
+) -> Generator[Any, None, None]:
+    """Await what sends, with patience from its first wait on.
+
+    Nearly always there is none, since the ASGI server's buffer has room: then there is no clock
+    to set and to take back, either.
+    """
+    try:
+        waits_for = sending.send(None)
+    except StopIteration:
+        return
+    with make():
+        try:
+            while True:
+                try:
+                    yield waits_for
+                except GeneratorExit:
+                    sending.close()
+                    raise
+                except BaseException as exc:  # a cancellation, of ours or of others
+                    waits_for = sending.throw(exc)
+                else:
+                    waits_for = sending.send(None)
+        except StopIteration:
+            return

@@ -15,6 +15,7 @@ from typing import Any
 from .._twin import SyncTwin
 from ..aio import AsyncIPCChannelLayer
 from ..exceptions import ChannelFull
+from .pieces import is_large, pieces
 
 __all__ = ["Content", "Message", "Post", "SyncMessage"]
 
@@ -105,11 +106,23 @@ class Message(_Received):
     async def reply(self, content: Content) -> None:
         """Send to the message's reply channel; see ``send``.
 
+        Much ``content`` to an ``http.request`` goes in pieces, each of which waits for room by
+        itself, and others run in between. When it is cancelled or fails, some may have been
+        sent: the response has begun, and is cut if the handler ends so.
+
         Raises:
             ValueError: it has none.
         """
-        await self.send(self._reply_to(), content)
-        self._note_reply(content)
+        name = self._reply_to()
+        if not is_large(self.channel, content):
+            await self.send(name, content)
+            self._note_reply(content)
+            return
+        async with self._post.turn(name):
+            for piece in pieces(content):
+                await self._post.send_in_turn(name, piece)
+                self._note_reply(piece)
+                await asyncio.sleep(0)  # a send that finds room never suspends
 
     async def send(self, channel: str, content: Content) -> None:
         """Send, and wait while there is no room: at most the worker's ``send_timeout``.
@@ -160,13 +173,15 @@ class SyncMessage(_Received):
         self._send_timeout = send_timeout
 
     def reply(self, content: Content) -> None:
-        """Send to the message's reply channel; see ``send``.
+        """Send to the message's reply channel, much content in pieces; see ``Message.reply``.
 
         Raises:
             ValueError: it has none.
         """
-        self.send(self._reply_to(), content)
-        self._note_reply(content)
+        name = self._reply_to()
+        for piece in pieces(content) if is_large(self.channel, content) else (content,):
+            self.send(name, piece)
+            self._note_reply(piece)
 
     def send(self, channel: str, content: Content) -> None:
         """Send, and wait while there is no room: at most the worker's ``send_timeout``.
@@ -229,16 +244,24 @@ class Post:
             except ChannelFull:
                 pass
         deadline = time.monotonic() + self._send_timeout
-        async with self._turn(channel):
-            for delay_s in _delays(deadline):
-                try:
-                    return await self.layer.send(channel, content)
-                except ChannelFull:
-                    await asyncio.sleep(delay_s)
-            return await self.layer.send(channel, content)
+        async with self.turn(channel):
+            return await self._send_until(deadline, channel, content)
+
+    async def send_in_turn(self, channel: str, content: Content) -> None:
+        """Send for who has the turn in a channel."""
+        await self._send_until(time.monotonic() + self._send_timeout, channel, content)
+
+    async def _send_until(self, deadline: float, channel: str, content: Content) -> None:
+        for delay_s in _delays(deadline):
+            try:
+                return await self.layer.send(channel, content)
+            except ChannelFull:
+                await asyncio.sleep(delay_s)
+        return await self.layer.send(channel, content)
 
     @asynccontextmanager
-    async def _turn(self, channel: str) -> AsyncIterator[None]:
+    async def turn(self, channel: str) -> AsyncIterator[None]:
+        """Wait until nobody else sends to a channel; others wait meanwhile."""
         turn = self._turns.setdefault(channel, _Turn())
         turn.waiting += 1
         try:

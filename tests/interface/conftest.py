@@ -23,14 +23,19 @@ def unlink(prefix: str) -> None:
 @pytest.fixture(scope="module", params=list(COMMANDS))
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """An ASGI server of each kind with one worker, shared by the tests of a module."""
+    yield from serving_with_a_worker(request.param)
+
+
+def serving_with_a_worker(kind: str, unwanted: str = "Traceback") -> Iterator[Server]:
+    """Give a server that answers; in the end its log must be without what is not wanted."""
     prefix = f"{OURS}{secrets.token_hex(4)}"
-    server, worker = Server(request.param, prefix), start_worker(prefix)
+    server, worker = Server(kind, prefix), start_worker(prefix)
     try:
         server.client.get("/")  # everything is attached now
         yield server
         log = server.log()
         server.end()
-        assert "Traceback" not in log, log
+        assert unwanted not in log, log
     finally:
         server.kill()
         worker.kill()
