@@ -48,12 +48,13 @@ class _Memberships:
         self.owners = set(self._owners())
 
     def _owners(self) -> Iterator[tuple[str, str]]:
-        """Yield who has waited for which home, in vain and since it attached last.
+        """Yield who has waited for which home, or polled it, in vain and since it attached last.
 
-        Who only takes what lies there is not known to be the one that receives for a home.
+        Who has got something may have had it from another one of its channels.
         """
         for call in self.records.of("receive"):
             waited = call.ended_ns - call.begun_ns > _WAITED_NS and call.outcome != "open"
+            waited |= call.arguments[1] == 0 and call.outcome == "got"
             is_last = call.begun_ns > max(self.closings[call.who], default=0)
             if waited and is_last and not (call.result and call.result[0]):
                 for name in call.arguments[0]:
