@@ -54,10 +54,12 @@ class _Memberships:
         """
         for call in self.records.of("receive"):
             waited = call.ended_ns - call.begun_ns > _WAITED_NS and call.outcome != "open"
-            waited |= call.arguments[1] == 0 and call.outcome == "got"
+            names, timeout = call.arguments
+            # The twin looks at the first name only.
+            waited |= timeout == 0 and len(names) == 1 and call.outcome == "got"
             is_last = call.begun_ns > max(self.closings[call.who], default=0)
             if waited and is_last and not (call.result and call.result[0]):
-                for name in call.arguments[0]:
+                for name in names:
                     if "!" in name:
                         yield call.who, name.partition("!")[0]
 
