@@ -13,8 +13,9 @@ a process, and it looks (``Port._on_event``); where it cannot be told it looks e
 
 Only a process that is *proven* dead (``_witness``) is reaped. Of whom nothing is known the bit
 stays parked, and somebody else is rung as well. A process-specific home belongs to a *process*,
-its owner, and not to one of its loops. An owner keeps it while it lives; the next one who parks
-takes over from the dead. Every step of reaping is repeatable: who is killed in it does no harm.
+its owner, and not to one of its loops. An owner keeps it while it lives; the next one who parks or
+polls takes over from the dead. Every step of reaping is repeatable: who is killed in it does no
+harm.
 
 Methods without a ``transact`` of their own are called with the lock held.
 """
@@ -33,7 +34,7 @@ from . import _layout as L
 from ._records import Records
 from ._segment import LockBusy, Plan
 from ._witness import Life
-from .exceptions import TooManyLoops
+from .exceptions import IPCError, TooManyLoops
 
 __all__ = ["Bells", "Slots"]
 
@@ -186,6 +187,26 @@ class Slots:
                 plan = {}
         if plan:
             self.segment.commit(plan)
+
+    def is_to_be_owned(self, record: int) -> bool:
+        """Whether a process-specific home has no owner, or one that is proven dead."""
+        owner = self.segment.words[record + L.CH_OWNER]
+        return not self.is_own(owner) and (not owner or self.ask(owner) is _DEAD)
+
+    def own(self, homes: Iterable[str]) -> None:
+        """Become the owner of homes that have none: who only ever polls owns what it polls."""
+        for home in homes:
+            if home[-1] == "!":
+                record = self.records.find(home) or self.records.make(home)
+                if record and self.is_to_be_owned(record) and (token := self.token_if_any()):
+                    self.segment.commit({record + L.CH_OWNER: token})
+
+    def token_if_any(self) -> int:
+        """Return the token of this process, 0 if it cannot have one: it owns nothing, then."""
+        try:
+            return self.token()
+        except IPCError:
+            return 0
 
     def park_one(self, home: str, slot: int, token: int) -> bool:
         """Park on a home that is empty; False if ``take`` has to see to it."""

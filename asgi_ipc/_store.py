@@ -417,7 +417,10 @@ class MessageStore:
                 many = limit if home[-1] == "!" else 1
                 popped = self._pop_some(plan, record, home, many, wanted, token)
                 more = plan[record + L.CH_SENT] != plan[record + L.CH_TAKEN]
-                if popped and slot is not None:
+                if popped and slot is None and home[-1] == "!":
+                    if self.slots.is_to_be_owned(record) and (own := self.slots.token_if_any()):
+                        plan[record + L.CH_OWNER] = own
+                elif popped and slot is not None:
                     if few:
                         self.slots.leave(plan, slot, few)
                     if stay and not more and home not in leave:
@@ -429,6 +432,8 @@ class MessageStore:
                     return Taken(home, popped, more)
         if slot is not None:
             self.slots.park(homes, slot, token)
+        else:
+            self.slots.own(homes)
         return NOTHING
 
     def _commit_taken(self, plan: Plan, record: int, home: str, popped: Sequence[Popped]) -> None:
@@ -462,6 +467,8 @@ class MessageStore:
         words = self.segment.words
         if words is None:
             return None  # closed by another thread
+        if home[-1] == "!" and self.slots.is_to_be_owned(known[0]):
+            return None  # `take` sees to it
         if not rung and words[known[0] + L.CH_SENT] == words[known[0] + L.CH_TAKEN]:
             return None
         wanted = None if name is None else name.encode("ascii")

@@ -559,3 +559,63 @@ asyncio.run(layer.receive("c"))
     victim.kill()
     many.expect(str(number), SOON_S)
     assert inotifies(many.pid) == 1
+
+
+@pytest.mark.parametrize("order", ["joins first", "receives first", "finds nothing"])
+def test_who_only_polls_owns_its_home(start: Start, make_layer: MakeLayer, order: str) -> None:
+    """Its memberships end with it; who polls the home of one that lives takes nothing over."""
+    code = f"""
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+name = layer.sync.new_channel()
+if {order!r} == "joins first":
+    layer.sync.group_add("g", name)
+if {order!r} != "finds nothing":
+    layer.sync.send(name, {{}})
+    assert layer.sync.receive(name, timeout=0) == {{}}
+else:
+    assert layer.sync.receive(name, timeout=0) is None
+layer.sync.group_add("g", name)
+say(name)
+sys.stdin.readline()
+"""
+    owner = start(code)
+    name = owner.line()
+    passer_by = start(
+        f"""
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+layer.sync.send({name!r}, {{}})
+assert layer.sync.receive({name!r}, timeout=0) == {{}}
+assert layer.sync.receive({name!r}, timeout=0) is None
+say("done")
+sys.stdin.readline()
+"""
+    )
+    passer_by.expect("done")
+    layer = make_layer()
+    passer_by.kill()
+    assert layer.sync.group_channels("g") == [name]
+    owner.kill()
+    assert layer.sync.group_channels("g") == []
+
+
+def test_who_polls_again_after_a_close_owns_its_home_again(
+    start: Start, make_layer: MakeLayer
+) -> None:
+    """Closing gave its token back; it takes another one at the next poll."""
+    child = start(
+        """
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+name = layer.sync.new_channel()
+layer.sync.receive(name, timeout=0.01)
+layer.close_now()
+layer.sync.receive(name, timeout=0)
+layer.sync.group_add("g", name)
+say(name)
+sys.stdin.readline()
+"""
+    )
+    name = child.line()
+    layer = make_layer()
+    assert layer.sync.group_channels("g") == [name]
+    child.kill()
+    assert layer.sync.group_channels("g") == []

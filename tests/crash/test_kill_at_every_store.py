@@ -16,6 +16,7 @@ from .explorer import Explorer
 from .killing import in_child
 from .programs import random_program
 from .sight import Key, records
+from .world import Actor
 
 MakeExplorer = Callable[..., Explorer]
 
@@ -101,6 +102,7 @@ def test_what_no_quick_list_has_room_for_is_taken_whole(
     granules = (8 * L.MSG_DATA + 17_000) // L.GRANULE_BYTES + 1
     limit = L.quick_limit(L.size_class(L.round_to_class(granules)))
     explorer.run(world.send(one, "large", 250_000))
+    explorer.run(world.take(other, ["home!"]))  # so that it owns it, and the short way is open
     explorer.run(world.send(other, "home!x", 260_000))
     for _ in range(limit + 1):
         explorer.run(world.send(one, "many", 17_000))
@@ -121,6 +123,42 @@ def test_what_no_quick_list_has_room_for_is_taken_whole(
     assert len(set(heads)) == 2
     explorer.explore(world.take_one(one, "many"))
     assert len(set(heads)) == 3
+    check(explorer)
+
+
+def test_who_polls_owns_the_home(make_explorer: MakeExplorer) -> None:
+    """If nobody does, or the owner is dead: in the commit that takes, or in one of its own."""
+    explorer = make_explorer()
+    world = explorer.world
+    one, other = world.actors
+
+    def owner_of(home: str) -> int:
+        words = one.messages_segment.words
+        return int(words[one.messages.records.find(home) + L.CH_OWNER])
+
+    def own(actor: Actor) -> int:
+        return actor.messages.slots.token()
+
+    explorer.explore(world.take(one, ["a!", "b!"]))
+    assert owner_of("a!") == owner_of("b!") == own(one)
+    explorer.run(world.send(one, "a!x"))
+    explorer.explore(world.take(other, ["a!"]))
+    explorer.explore(world.take(other, ["a!"]))
+    assert owner_of("a!") == own(one)
+    explorer.run(world.send(one, "c!x"))
+    explorer.explore(world.take_one(other, "c!x"))
+    assert owner_of("c!") == 0  # the short way leaves it to the other one
+    explorer.explore(world.take(other, ["c!"], wanted=["c!x"]))
+    assert owner_of("c!") == own(other)
+    explorer.run(world.claim(one))
+    (loop,) = world.loops
+    explorer.run(world.wait(loop, ["d!"]))
+    explorer.run(world.send(other, "d!x"))
+    assert owner_of("d!") == loop.process
+    loop.dead = True
+    world.dead.add(loop.process)
+    explorer.explore(world.take(other, ["d!"], wanted=["d!x"]))
+    assert owner_of("d!") == own(other)
     check(explorer)
 
 

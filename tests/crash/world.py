@@ -278,7 +278,10 @@ class World:
             self._was_settled(actor, settled)
             actor.held += [message.name for message in taken.messages if message.leaf]
 
-        batch = frozenset({"held"} if settles else ())  # first the one, then the other
+        # First the one, then the other; and each home by itself that has no owner.
+        batch = frozenset({"held"} if settles else ()) | frozenset(
+            {"owner"} if len(homes) > 1 else ()
+        )
         text = f"take {limit} from {homes}, wanted {wanted}, settled {settled}"
         return Op(text, actor, run, settle, piecemeal=batch)
 

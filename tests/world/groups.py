@@ -48,15 +48,18 @@ class _Memberships:
         self.owners = set(self._owners())
 
     def _owners(self) -> Iterator[tuple[str, str]]:
-        """Yield who has waited for which home, in vain and since it attached last.
+        """Yield who has waited for which home, or polled it, in vain and since it attached last.
 
-        Who only takes what lies there is not known to be the one that receives for a home.
+        Who has got something may have had it from another one of its channels.
         """
         for call in self.records.of("receive"):
             waited = call.ended_ns - call.begun_ns > _WAITED_NS and call.outcome != "open"
+            names, timeout = call.arguments
+            # The twin looks at the first name only.
+            waited |= timeout == 0 and len(names) == 1 and call.outcome == "got"
             is_last = call.begun_ns > max(self.closings[call.who], default=0)
             if waited and is_last and not (call.result and call.result[0]):
-                for name in call.arguments[0]:
+                for name in names:
                     if "!" in name:
                         yield call.who, name.partition("!")[0]
 

@@ -198,6 +198,9 @@ class Process:
         self.face().close()
         gc.collect()
         left = {fd: link for fd, link in _descriptors().items() if fd not in self.before}
+        for stream in ("0", "1", "2"):  # of who was born without them: for ever
+            if left.get(stream) == os.devnull:
+                del left[stream]
         # Numbers that were closed underneath a layer may be lost to it, not to the process.
         if left and not self.life.daemonises:
             self.journal.say("left", left)
