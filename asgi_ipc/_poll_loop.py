@@ -21,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from ._bell import PipeBell, new_bell, ring
 from ._blocking import driving
@@ -94,7 +94,9 @@ def _begin_to_hear(fd: int) -> int | None:
     except (OSError, ValueError):
         return None  # EBADF: somebody has closed it just now
     owner = _alarms.pop(before, None)
-    if owner == here[0]:
+    if before == fd:
+        before = -1  # a handler raised before it was put back
+    elif owner == here[0]:
         _alarms[before] = owner  # a handler has been called while this thread waits, and waits too
     elif owner is not None:
         before = -1  # the parent's
@@ -113,37 +115,28 @@ def _put_back(fd: int) -> None:
 
 
 class SignalMask:
-    """Holds signals back on the thread that runs handlers."""
+    """Holds signals back on the thread that runs handlers.
+
+    Attributes:
+        before: what was held back before. Whoever calls ``hold`` sets it again in the end: not by a
+            function of Python's, which a handler may keep from beginning, but by the system call.
+    """
 
     def __init__(self) -> None:
         self._is_main = _runs_handlers()
-        self._before: Iterable[int] = ()
+        self.before: Iterable[int] = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self.is_held = False
 
-    def __enter__(self) -> Self:
-        if self._is_main:
-            self._before = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
-            try:
-                self.hold()
-            except BaseException:
-                # The call runs the handlers of what came just before it, with the mask set.
-                self.serve()
-                raise
-        return self
-
     def hold(self) -> None:
-        """Hold them back again."""
-        self.is_held = True
-        _signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        """Hold them back."""
+        if self._is_main:
+            self.is_held = True
+            _signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
 
     def serve(self) -> None:
         """Let them in; the handlers of those that came meanwhile run in here."""
         self.is_held = False
-        _signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_main:
-            self.serve()
+        _signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
 
 
 class PollLoop:
@@ -175,8 +168,8 @@ class PollLoop:
         self._is_running = False
         self._mask = SignalMask()
         self._is_main = _runs_handlers()
-        self._set_alarm()
         self._is_closed = False
+        self._set_alarm()
 
     def _set_alarm(self) -> None:
         # Rung by other threads and by signals, which write one byte: no eventfd takes that.
@@ -199,9 +192,11 @@ class PollLoop:
 
     def remove_reader(self, fd: Any, /) -> object:
         number = fd if isinstance(fd, int) else fd.fileno()
-        if self._readers.pop(number, None) is not None:
+        try:
             self._poll.unregister(number)
-        return None
+        except (KeyError, ValueError):
+            pass  # a signal handler raised before it was registered, or after it was not any more
+        return self._readers.pop(number, None)
 
     def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object:
         self._due.append((callback, args))
@@ -289,15 +284,19 @@ class PollLoop:
         # Python runs handlers between bytecodes. A signal that came after the last one and
         # before the system call would wait with it; a byte at the alarm ends the poll.
         fd = self._alarm.ring_fd
-        before = _begin_to_hear(fd)
+        before = None
         try:
+            before = _begin_to_hear(fd)
             self._mask.serve()
             return self._poll.poll(wait_ms)
         finally:
-            self._mask.hold()
-            if before is not None:
-                _alarms.pop(fd, None)
-                _put_back(before)
+            try:
+                self._mask.is_held = True
+                _signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+            finally:
+                if before is not None:
+                    _alarms.pop(fd, None)
+                    _put_back(before)
 
     def _run_once(self) -> None:
         now = time.monotonic()
@@ -323,16 +322,24 @@ class PollLoop:
         """Give everything back; in a forked child, only what is the child's."""
         if self._is_closed or self._is_running:
             return
-        with SignalMask():
+        mask = SignalMask()
+        try:
+            mask.hold()
             if self.process == here[0]:
-                for callback in self._on_close:
-                    callback()
+                while self._on_close:
+                    self._on_close[-1]()
+                    self._on_close.pop()
+            if hasattr(self, "_alarm"):
+                self._alarm.close()
             self._is_closed = True
-            self._readers.clear()
-            self._alarm.close()
+        finally:
+            _signal.pthread_sigmask(signal.SIG_SETMASK, mask.before)
 
     def __del__(self) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:
+            self.close()  # does nothing, unless a signal handler cut that short
 
 
 class PrivateLoops:
@@ -343,11 +350,15 @@ class PrivateLoops:
 
     def run(self, make_operation: Callable[[PollLoop], Coroutine[Any, Any, R]]) -> R:
         """Run a coroutine, made for this thread's loop, to its end."""
-        with SignalMask() as mask:
+        mask = SignalMask()
+        try:
+            mask.hold()
             loop: PollLoop | None = getattr(self._threads, "loop", None)
             if loop is None or not loop.can_run():
                 loop = self._threads.loop = PollLoop()
             return loop.run(make_operation(loop), mask)
+        finally:
+            _signal.pthread_sigmask(signal.SIG_SETMASK, mask.before)
 
     def close(self) -> None:
         """Let go of the loops; those that are running end with their thread."""

@@ -129,6 +129,8 @@ def _close_if_idle(
 class Port:
     """See the module docstring."""
 
+    loop_token = 0  # it has no slot yet
+
     def __init__(
         self,
         loop: HostLoop,
@@ -181,25 +183,26 @@ class Port:
         self._busy_s = _RETRY_S  # how long to wait for a busy lock, the next time
         self._stuck_s = _STUCK_S  # and for a descriptor to answer the door with
         random = new_random()
-        bell = new_bell()
+        made: list[Bell | Door] = []
         try:
-            door = Door(directory, random, mode, bell)
-        except BaseException:
-            bell.close()
-            raise
-        self.fittings = _Fittings(bell, door)
-        try:
+            made.append(bell := new_bell())
+            made.append(door := Door(directory, random, mode, bell))
+            self.fittings = _Fittings(bell, door)
             self.slot, self.loop_token = store.slots.claim(random, process)
-        except BaseException:
-            self.fittings.close()
-            raise
-        try:
-            loop.add_reader(bell.read_fd, self._on_ring)
-            loop.add_reader(door.listener, self._on_door)
+            self._settle_on(loop)
         except BaseException:  # ENOSPC: as many are watched as the user may (epoll)
-            self._let_go(loop)
+            if self.loop_token:
+                ringer.own.pop(self.loop_token, None)
+                self._let_go(loop)
+            else:
+                for one in made:
+                    one.close()
             raise
-        ringer.own[self.loop_token] = self._rung_from_here
+
+    def _settle_on(self, loop: HostLoop) -> None:
+        loop.add_reader(self.fittings.bell.read_fd, self._on_ring)
+        loop.add_reader(self.fittings.door.listener, self._on_door)
+        self._ringer.own[self.loop_token] = self._rung_from_here
         # When the loop goes: asyncio.run() and async_to_sync() close asynchronous generators
         # before they close their loop; a loop that was just dropped is noticed by the
         # finaliser, and one that was only closed by `is_orphaned`.
@@ -579,12 +582,12 @@ class Port:
             return
         loop = self._loop()
         self._ringer.own.pop(self.loop_token, None)
-        self._finalizer.detach()
         self.spare.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._let_go(loop)
+        self._finalizer.detach()
         if loop is not None and not loop.is_closed():
             self.waiting.wake_all()
 

@@ -72,9 +72,20 @@ def _may_suspend(code: CodeType) -> bool:
 
 
 def _is_whole(frame: FrameType) -> bool:
-    """Whether no handler can run before a line: it ends a ``with`` block, or unlocks.
+    """Whether no handler can run before a line: it ends a ``with`` block, or gives back.
 
     ``__exit__`` and what ``finally`` begins with are called with no check for signals before it.
     """
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    return line.lstrip().startswith("with ") or "_UNLOCK)" in line
+    return line.lstrip().startswith("with ") or any(call in line for call in _GIVES_BACK)
+
+
+# What a ``finally`` begins with, and what makes no call.
+_GIVES_BACK = (
+    "_UNLOCK)",
+    "SIG_SETMASK, mask.before)",
+    "SIG_BLOCK, _HELD)",
+    "_is_running = False",
+    "driving.is_driving = before",
+    "driving.call_out = before",
+)
