@@ -92,6 +92,7 @@ class PipeBell:
             SegmentError: there is no descriptor left for it.
         """
         try:
+            keep_off_streams()
             self.read_fd, self.ring_fd = os.pipe()
         except OSError as exc:
             raise SegmentError(

@@ -397,7 +397,7 @@ class Port:
     def _look(self, everything: bool = False) -> None:
         """Find out whom to wake. SYNC POINT "wake": under the lock, or by waking the only one."""
         self._look_is_due = False
-        if not self.is_open:
+        if not self.is_open or not self.keeps_its_slot():
             return
         homes = self.waiting.by_home
         if not everything:
@@ -410,9 +410,6 @@ class Port:
                 if home[-1] == "!":
                     self._wake_in(home, 1)
                     return
-        if not self._store.slots.owns(self.slot, self.loop_token):
-            self._lost_its_slot()
-            return
         try:
             waiting = self._store.slots.look(
                 self.slot, self.token, list(homes), hinted=not everything
@@ -445,8 +442,13 @@ class Port:
         wait_s, self._busy_s = self._busy_s, min(2 * self._busy_s, _MOST_RETRY_S)
         return wait_s
 
-    def _lost_its_slot(self) -> None:
-        """Start anew: somebody has taken this process for dead."""
+    def keeps_its_slot(self) -> bool:
+        """Whether the slot is still the loop's; closed if not: who waits starts anew.
+
+        On the loop's own thread. Somebody may have taken this process for dead.
+        """
+        if self._store.slots.owns(self.slot, self.loop_token):
+            return True
         logger.error(
             "slot %d of %s was freed although this process lives: something here has closed the "
             "file that says so (a daemoniser that closes all descriptors?); taking another one",
@@ -455,6 +457,7 @@ class Port:
             extra={"event": "slot-lost"},
         )
         self.close()
+        return False
 
     def _wake_in(self, home: str, depth: int) -> None:
         """Wake as many as there are messages; or drain a process-specific home for those below.
@@ -558,7 +561,7 @@ class Port:
         """Look, unless a glance without the lock says that there is no need: then True."""
         if self.is_open:
             self._on_safety()  # which closes this port if it is to be made anew
-        if not self.is_open:
+        if not self.is_open or not self.keeps_its_slot():
             return False
         rests = self._store.slots.rests(self.slot, self.waiting.by_home)
         if not rests:

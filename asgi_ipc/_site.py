@@ -288,9 +288,11 @@ class Site:
         return list(self.port_by_loop.values())
 
     def port_of(self, loop: HostLoop) -> Port | None:
-        """Return a loop's port if it has one that is open."""
+        """Return a loop's port if it has one that is open; called on the loop's own thread."""
         port = self.port_by_loop.get(id(loop))
-        return port if port is not None and port.serves(loop) else None
+        if port is None or not port.serves(loop) or not port.keeps_its_slot():
+            return None
+        return port
 
     def make_port(self, loop: HostLoop) -> Port:
         """Return a loop's port, opened if need be.

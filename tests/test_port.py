@@ -414,6 +414,30 @@ def test_a_port_that_lost_its_slot_still_gets_its_messages(make_layer: MakeLayer
     _finish(loop)
 
 
+def test_a_loop_whose_slot_was_freed_waits_in_another(
+    make_layer: MakeLayer, only_rings: None
+) -> None:
+    """It does not park where nobody, or somebody else, is rung."""
+    layer, other = make_layer(spin_rounds=0), make_layer()
+    segment = other._site.messages.segment
+
+    async def receive(number: int) -> None:
+        waiting = asyncio.create_task(layer.receive("c"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await other.send("c", {"n": number})
+        assert await asyncio.wait_for(waiting, 20) == {"n": number}
+
+    async def main() -> None:
+        await receive(1)
+        (port,) = layer._site.ports()
+        token = L.SLOTS + L.SLOT_WORDS * port.slot + L.SLOT_TOKEN
+        segment.transact(segment.commit, {token: 0})  # as who takes its process for dead
+        await receive(2)
+
+    asyncio.run(main())
+
+
 def test_a_look_that_fails_is_tried_again(
     make_layer: MakeLayer, only_rings: None, caplog: pytest.LogCaptureFixture
 ) -> None:
