@@ -53,7 +53,7 @@ CASES: dict[str, tuple[bytes, tuple[int, int, int, int]]] = {
     ),
     "identity": (
         POST + b"Transfer-Encoding: identity\r\nContent-Length: 3\r\n\r\nabc",
-        (400, 400, 501, 200),
+        (400, 400, 501, 400),
     ),
     "chunked in 1.0": (
         b"POST /strange HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
