@@ -78,8 +78,11 @@ class EventBell:
         return identity_of(self.read_fd) != self._identity
 
     def close(self) -> None:
-        """Close the descriptor."""
-        close_if_same(self.read_fd, self._identity)
+        """Close the descriptor; can be done again."""
+        is_ours = not self.is_lost()
+        fd, self.read_fd, self.ring_fd = self.read_fd, -1, -1
+        if is_ours:
+            os.close(fd)  # no signal handler runs between this and the line that forgets it
 
 
 class PipeBell:
@@ -116,9 +119,10 @@ class PipeBell:
         return identity_of(self.read_fd) != self._identity
 
     def close(self) -> None:
-        """Close both descriptors."""
-        close_if_same(self.read_fd, self._identity)
-        close_if_same(self.ring_fd, self._identity)
+        """Close both descriptors; can be done again."""
+        for end in (self.read_fd, self.ring_fd):
+            close_if_same(end, self._identity)
+        self.read_fd = self.ring_fd = -1
 
 
 Bell = EventBell | PipeBell

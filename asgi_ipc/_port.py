@@ -43,6 +43,7 @@ from ._segment import LockBusy
 from ._spin import Spin
 from ._store import MessageStore
 from ._waiting import GONE, Waiter, Waiting, passes_on, tells_others, unparks
+from ._witness import Life
 from .exceptions import IPCError
 
 __all__ = ["SAFETY_S", "SETTLED_S", "HostLoop", "Port", "runs_here"]
@@ -105,14 +106,16 @@ class _Fittings:
         self.process = this_process()
 
     def close(self) -> None:
-        """Close what is open; a forked child, which has copies, removes no name."""
-        if not self.open:
-            return
+        """Close what is open; a forked child, which has copies, removes no name.
+
+        Can be done again, and is after an interrupt in the middle.
+        """
         self.open = False
         self.door.close(unlink=here[0] == self.process)
         self.bell.close()
-        if self.inotify is not None:
-            self.inotify.give_back()
+        inotify, self.inotify = self.inotify, None
+        if inotify is not None:
+            inotify.give_back()
 
 
 def _close_if_idle(
@@ -122,6 +125,7 @@ def _close_if_idle(
     left, living = loop(), port()
     if left is None and living is not None:
         living.close()  # which gives the slot back as well
+        fittings.close()  # if an interrupt has cut that short before
     elif left is None or not left.is_running():
         fittings.close()
 
@@ -449,13 +453,14 @@ class Port:
         """
         if self._store.slots.owns(self.slot, self.loop_token):
             return True
-        logger.error(
-            "slot %d of %s was freed although this process lives: something here has closed the "
-            "file that says so (a daemoniser that closes all descriptors?); taking another one",
-            self.slot,
-            self._store.segment.name,
-            extra={"event": "slot-lost"},
-        )
+        if self._ringer.ask(self.token) is Life.ALIVE:  # else the layer was closed meanwhile
+            logger.error(
+                "slot %d of %s was freed although this process lives: something here has closed "
+                "the file that says so (a daemoniser that closes all descriptors?); taking another",
+                self.slot,
+                self._store.segment.name,
+                extra={"event": "slot-lost"},
+            )
         self.close()
         return False
 
@@ -575,7 +580,7 @@ class Port:
 
         Called in the middle of a transaction, by a finaliser say: right after that.
         """
-        if not self.is_open:
+        if not self.is_open and not self._finalizer.alive:
             return
         if here[0] != self.fittings.process:
             self.abandon()
@@ -605,7 +610,7 @@ class Port:
             pass  # whoever of this process rings it next reaps the slot
 
     def _close_fittings(self, loop: HostLoop | None) -> None:
-        if loop is not None and not loop.is_closed():
+        if self.fittings.open and loop is not None and not loop.is_closed():
             loop.remove_reader(self.fittings.bell.read_fd)
             loop.remove_reader(self.fittings.door.listener)
             if self.fittings.inotify is not None:
