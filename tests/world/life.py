@@ -156,7 +156,6 @@ class Process:
     async def run_on_loop(self, behaviours: Behaviours) -> None:
         """Everybody is a task of one event loop, but for the second loops and a thread."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.on_term)
         tasks = [loop.create_task(behaviour, name=name) for name, behaviour in behaviours.on_loop()]
         while not self.is_over():
             self.look_around()
