@@ -382,7 +382,7 @@ class MessageStore:
             limit: how many messages a process-specific home may give at once; others give one.
             wanted: names, or homes, of which the first message is returned to who asks for it:
                 it is read. Everything else is held, and counted, until it is settled. ``None``:
-                all are read.
+                all are read, by who is not to own the home: it only empties it.
             settled: what was read since the last time, as for ``note_settled``, in the same hold.
         """
         taken = self.segment.transact(
@@ -417,7 +417,7 @@ class MessageStore:
                 many = limit if home[-1] == "!" else 1
                 popped = self._pop_some(plan, record, home, many, wanted, token)
                 more = plan[record + L.CH_SENT] != plan[record + L.CH_TAKEN]
-                if popped and slot is None and home[-1] == "!":
+                if popped and slot is None and home[-1] == "!" and wanted is not None:
                     if self.slots.is_to_be_owned(record) and (own := self.slots.token_if_any()):
                         plan[record + L.CH_OWNER] = own
                 elif popped and slot is not None:
@@ -432,7 +432,7 @@ class MessageStore:
                     return Taken(home, popped, more)
         if slot is not None:
             self.slots.park(homes, slot, token)
-        else:
+        elif wanted is not None:
             self.slots.own(homes)
         return NOTHING
 

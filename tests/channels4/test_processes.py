@@ -157,10 +157,10 @@ def _soak(
     for pid, log in everybody:
         account.read(pid, log)
     layer = make_backend(**OPTIONS)
+    in_group = set(layer.sync.group_channels(GROUP))  # before they close their layers
     for channel, pid in account.owner.items():
         if pid in living:  # behind everything that was sent before
             layer.sync.send(channel, {"type": "end"})
-    in_group = set(layer.sync.group_channels(GROUP))
     for child, _ in running:
         child.expect("ended")
         child.end()
