@@ -25,8 +25,8 @@ def test_a_path_begins_no_line_and_colours_no_terminal(
 ) -> None:
     """In every line about a request or a websocket that goes wrong."""
     server = start_server(
-        request_timeout=1.0,
-        websocket_connect_timeout=1.0,
+        request_timeout=4.0,  # what is answered is answered in time on a slow machine, too
+        websocket_connect_timeout=4.0,
         max_message_bytes=20_000,
         channel_capacity='{"websocket.receive": 1}',
         websocket_full_timeout=0.1,
