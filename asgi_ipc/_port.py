@@ -125,7 +125,6 @@ def _close_if_idle(
     left, living = loop(), port()
     if left is None and living is not None:
         living.close()  # which gives the slot back as well
-        fittings.close()  # if an interrupt has cut that short before
     elif left is None or not left.is_running():
         fittings.close()
 
@@ -134,6 +133,7 @@ class Port:
     """See the module docstring."""
 
     loop_token = 0  # it has no slot yet
+    _is_closed = False
 
     def __init__(
         self,
@@ -580,7 +580,7 @@ class Port:
 
         Called in the middle of a transaction, by a finaliser say: right after that.
         """
-        if not self.is_open and not self._finalizer.alive:
+        if self._is_closed:
             return
         if here[0] != self.fittings.process:
             self.abandon()
@@ -596,6 +596,7 @@ class Port:
             self._timer = None
         self._let_go(loop)
         self._finalizer.detach()
+        self._is_closed = True  # until here it is done again, after an interrupt
         if loop is not None and not loop.is_closed():
             self.waiting.wake_all()
 
