@@ -134,6 +134,7 @@ class Port:
 
     loop_token = 0  # it has no slot yet
     _is_closed = False
+    _finalizer: Any = None
 
     def __init__(
         self,
@@ -195,6 +196,7 @@ class Port:
             self.slot, self.loop_token = store.slots.claim(random, process)
             self._settle_on(loop)
         except BaseException:  # ENOSPC: as many are watched as the user may (epoll)
+            self._is_closed = True
             if self.loop_token:
                 ringer.own.pop(self.loop_token, None)
                 self._let_go(loop)
@@ -595,7 +597,8 @@ class Port:
             self._timer.cancel()
             self._timer = None
         self._let_go(loop)
-        self._finalizer.detach()
+        if self._finalizer is not None:
+            self._finalizer.detach()
         self._is_closed = True  # until here it is done again, after an interrupt
         if loop is not None and not loop.is_closed():
             self.waiting.wake_all()
@@ -620,7 +623,8 @@ class Port:
 
     def abandon(self) -> None:
         """Let go in a forked child: the loop, the slot and the door are the parent's."""
-        self._finalizer.detach()
+        if self._finalizer is not None:
+            self._finalizer.detach()
         self.fittings.close()
 
 
