@@ -30,6 +30,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
@@ -580,9 +581,10 @@ class Port:
     def close(self) -> None:
         """Give the slot back and wake everybody, who will find the port closed. Idempotent.
 
-        Called in the middle of a transaction, by a finaliser say: right after that.
+        Called in the middle of a transaction, by a finaliser say: right after that. While the
+        interpreter is being taken down, nothing: see ``Site.close``.
         """
-        if self._is_closed:
+        if self._is_closed or sys.is_finalizing():
             return
         if here[0] != self.fittings.process:
             self.abandon()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -155,8 +156,12 @@ class Site:
     def close(self) -> None:
         """Detach; idempotent. Waiting loops wake up and find it closed.
 
-        Called by a signal handler in the middle of an operation: right after that.
+        Called by a signal handler in the middle of an operation: right after that. While the
+        interpreter is being taken down, nothing: the other threads have ended where they stood,
+        maybe in the middle of an operation, and the kernel takes everything a moment later.
         """
+        if sys.is_finalizing():
+            return
         if self.process != here[0]:
             self.let_go()
         if self.is_inside():

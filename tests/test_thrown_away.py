@@ -6,7 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,7 +16,11 @@ from asgi_ipc._poll_loop import PollLoop
 
 from .stepping import SteppingLoop, drive
 
+if TYPE_CHECKING:
+    from .conftest import Child
+
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
+Start = Callable[..., "Child"]
 
 WAITS = {
     "one name twice": (("x!a",), ("x!a",)),
@@ -196,3 +200,31 @@ def test_a_receive_that_is_dropped_in_a_transaction_unparks_later(make_layer: Ma
     assert not any(records.is_parked(record) for record, _ in records.known.values())
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
+
+
+@pytest.mark.parametrize("what", ["loop", "layer"])
+def test_a_process_ends_whatever_its_daemon_threads_are_doing(start: Start, what: str) -> None:
+    """What is dropped while the interpreter is taken down waits for no thread that has ended."""
+    child = start(
+        """
+class Last:  # goes after the threads, as what belongs to them does
+    def __del__(self, close=lambda: layer.close_now()):
+        close()
+def block():
+    layer.sync.receive("c", timeout=0.01)
+    if sys.argv[2:] == ["layer"]:
+        own.last = Last()
+    has_blocked.set()
+    forever.wait()
+def hold():
+    layer._site.messages.segment.alone(lambda: (holds.set(), forever.wait()))
+own = threading.local()
+has_blocked, holds, forever = threading.Event(), threading.Event(), threading.Event()
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+for body, begun in (block, has_blocked), (hold, holds):
+    threading.Thread(target=body, daemon=True).start()
+    begun.wait()
+""",
+        *([what] if what == "layer" else []),
+    )
+    child.end()
