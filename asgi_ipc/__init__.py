@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._fanout import Drop
+from ._store.fanout import Drop
 from .aio import AsyncIPCChannelLayer
 from .exceptions import ChannelFull, IPCError, MessageTooLarge
 from .sync import IPCChannelLayer

@@ -15,7 +15,7 @@ _MISSING = 9
 def main() -> None:
     """Run the command; end with its exit code."""
     try:
-        from .cli.app import app
+        from ._cli.app import app
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in ("typer", "rich"):
             raise

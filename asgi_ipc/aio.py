@@ -21,21 +21,22 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
-from . import _codec, exceptions
-from . import _layout as L
-from ._blocking import pause
-from ._fanout import Drop, Envelope, GroupMessage
-from ._membership import Snapshot
-from ._own import here
-from ._port import HostLoop
-from ._queues import EXCLUDED_LIMIT
-from ._reception import TURN_EVERY, Reception
-from ._resting import give_up, may_rest, rest, served
-from ._segment import LockBusy
-from ._site import Site
-from ._store import MANY, Letter
-from ._throttle import Throttle
-from ._twin import SyncTwin
+from . import exceptions
+from ._drive.twin import SyncTwin
+from ._process.own import here
+from ._receive.reception import TURN_EVERY, Reception
+from ._receive.resting import give_up, may_rest, rest, served
+from ._shm import layout as L
+from ._shm.segment import LockBusy
+from ._store import codec
+from ._store.fanout import Drop, Envelope, GroupMessage
+from ._store.membership import Snapshot
+from ._store.messages import MANY, Letter
+from ._store.queues import EXCLUDED_LIMIT
+from ._store.throttle import Throttle
+from ._wake.blocking import pause
+from ._wake.port import HostLoop
+from ._wake.site import Site
 from .capacity import ChannelCapacity, check_capacity, compile_capacities
 from .exceptions import ChannelFull, InvalidName, MessageTooLarge
 from .names import check_channel, check_group, home_of
@@ -256,7 +257,7 @@ class AsyncIPCChannelLayer:
             StoreLocked: the lock could not be had within ``lock_timeout``.
         """
         name, home, capacity = self._names.get(channel) or self._learn(channel)
-        body = _codec.encode(message)
+        body = codec.encode(message)
         site = self._site
         if here[0] != site.attached_by:
             site.open()
@@ -290,7 +291,7 @@ class AsyncIPCChannelLayer:
         letters = []
         for channel, message in messages:
             name, home, capacity = self._names.get(channel) or self._learn(channel)
-            body = _codec.encode(message)
+            body = codec.encode(message)
             if len(body) > self._site.most_bytes:
                 raise self._too_large(len(body))
             letters.append(Letter(name, home, body, capacity, expiry_ns, self.capacity_per_name))
@@ -565,7 +566,7 @@ class AsyncIPCChannelLayer:
         """
         if type(group) is not str or group not in self._group_names:
             self._learn_group(group)
-        body = _codec.encode(message)
+        body = codec.encode(message)
         site = self._site
         if here[0] != site.attached_by:
             site.open()

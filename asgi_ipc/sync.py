@@ -13,17 +13,17 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ._blocking import drive
-from ._poll_loop import PrivateLoops
-from ._port import HostLoop
-from ._reception import Received
+from ._drive.poll_loop import PrivateLoops
+from ._receive.reception import Received
+from ._wake.blocking import drive
+from ._wake.port import HostLoop
 from .aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY, AsyncIPCChannelLayer
 from .capacity import ChannelCapacity, compile_capacities
 from .exceptions import ChannelFull, InvalidName, MessageTooLarge
 from .names import CHANNEL_NAME, GROUP_NAME, MAX_NAME_LENGTH, check_channel, check_group, home_of
 
 if TYPE_CHECKING:
-    from . import _twisted
+    from ._drive import twisted
 
 __all__ = ["IPCChannelLayer"]
 
@@ -158,14 +158,14 @@ class IPCChannelLayer:
             InvalidName: (``TypeError``) one of the names.
             ImportError: Twisted is not installed.
         """
-        from . import _twisted
+        from ._drive import twisted
 
         keys = self._checked(channels)
-        loop = _twisted.reactor_loop()
-        return _twisted.as_deferred(loop, self._receive_on(loop, keys))
+        loop = twisted.reactor_loop()
+        return twisted.as_deferred(loop, self._receive_on(loop, keys))
 
     async def _receive_on(
-        self, loop: _twisted.ReactorLoop, keys: tuple[str, ...]
+        self, loop: twisted.ReactorLoop, keys: tuple[str, ...]
     ) -> Received | tuple[None, None]:
         got = await self.core.receive_checked(keys, True, None, loop.pause, loop)
         return got or (None, None)

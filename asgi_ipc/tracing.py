@@ -36,7 +36,7 @@ except ImportError as exc:
         "asgi_ipc.tracing needs opentelemetry-api: pip install 'asgi_ipc[tracing]'"
     ) from exc
 
-from ._port import HostLoop
+from ._wake.port import HostLoop
 from .aio import AsyncIPCChannelLayer
 from .names import home_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from asgi_ipc._witness import Life
+from asgi_ipc._process.witness import Life
 
 _processes = itertools.count(1 << 40)
 

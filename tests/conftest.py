@@ -19,9 +19,13 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 
-from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer, _port
-from asgi_ipc._check import check_groups, check_messages
-from asgi_ipc._segment import LockBusy, Segment
+from asgi_ipc import (
+    AsyncIPCChannelLayer,
+    IPCChannelLayer,
+)
+from asgi_ipc._operator.check import check_groups, check_messages
+from asgi_ipc._shm.segment import LockBusy, Segment
+from asgi_ipc._wake import port
 
 from .stepping import World
 
@@ -199,8 +203,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def only_rings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let loops neither look by themselves nor be told to by inotify: the net must not help."""
-    monkeypatch.setattr(_port, "SAFETY_S", 3600.0)
-    monkeypatch.setattr(_port, "SETTLED_S", 3600.0)
+    monkeypatch.setattr(port, "SAFETY_S", 3600.0)
+    monkeypatch.setattr(port, "SETTLED_S", 3600.0)
 
 
 @pytest.fixture
@@ -263,8 +267,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 # For a child: the same as the fixture of this name.
 ONLY_RINGS = """
-import asgi_ipc._port
-asgi_ipc._port.SAFETY_S = asgi_ipc._port.SETTLED_S = 3600.0
+import asgi_ipc._wake.port
+asgi_ipc._wake.port.SAFETY_S = asgi_ipc._wake.port.SETTLED_S = 3600.0
 """
 # For a child: what makes it die in a commit, the log written and nothing applied.
 HALF_A_COMMIT = """

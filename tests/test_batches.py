@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, _records, _store
-from asgi_ipc._segment import Plan
+from asgi_ipc import (
+    AsyncIPCChannelLayer,
+    ChannelFull,
+)
+from asgi_ipc._shm.segment import Plan
+from asgi_ipc._store import messages, records
 
 if TYPE_CHECKING:
     from tests.conftest import Clock
@@ -73,7 +77,7 @@ async def test_nothing_is_committed_while_a_batch_is_planned(
         opened.clear()
 
     with monkeypatch.context() as patch:
-        for module in (_store, _records):
+        for module in (messages, records):
             patch.setattr(module, "Plan", Noted)
         patch.setattr(segment, "commit", commit_noted)
         await layer.send_many([("d", {}), *[("c", {})] * 5, *[("h!a", {})] * 5])

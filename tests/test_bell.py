@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc._bell import (
+from asgi_ipc._process.witness import Life, Witness
+from asgi_ipc._wake.bell import (
     Bell,
     Door,
     EventBell,
@@ -28,7 +29,6 @@ from asgi_ipc._bell import (
     new_bell,
     ring,
 )
-from asgi_ipc._witness import Life, Witness
 from asgi_ipc.exceptions import SegmentPermission
 
 if TYPE_CHECKING:
@@ -244,8 +244,8 @@ def test_a_killed_owner_is_noticed(
     """At the first ring after it, although the last thing it said was its bell."""
     child = start(
         f"""
-import asgi_ipc._bell as module
-from asgi_ipc._witness import Witness
+import asgi_ipc._wake.bell as module
+from asgi_ipc._process.witness import Witness
 bell = module.{kind.__name__}()
 directory = module.bells_directory(PREFIX)
 witness = Witness(directory, 0o600)
@@ -332,7 +332,7 @@ def test_another_users_directory_is_refused(start: Callable[..., Child], directo
     os.chown(directory, 12345, 12345)
     child = start(
         """
-from asgi_ipc._bell import bells_directory, make_directory
+from asgi_ipc._wake.bell import bells_directory, make_directory
 os.setgroups([]); os.setgid(23456); os.setuid(23456)
 try:
     make_directory(bells_directory(PREFIX), 0o600)
@@ -428,8 +428,8 @@ def test_a_stranger_is_rung_and_rings_by_connecting(
     os.chmod(house.witness.path, 0o644)
     child = start(
         """
-from asgi_ipc._bell import Ringer, bells_directory
-from asgi_ipc._witness import Witness
+from asgi_ipc._wake.bell import Ringer, bells_directory
+from asgi_ipc._process.witness import Witness
 os.setgroups([]); os.setgid(23456); os.setuid(23456)
 directory = bells_directory(PREFIX)
 ringer = Ringer(directory, Witness(directory, 0o600), 0o600)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc._blocking import drive, driving, pause
-from asgi_ipc._poll_loop import PrivateLoops
+from asgi_ipc._drive.poll_loop import PrivateLoops
+from asgi_ipc._wake.blocking import drive, driving, pause
 from asgi_ipc.exceptions import IPCError, SegmentError
 
 if TYPE_CHECKING:

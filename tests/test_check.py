@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from asgi_ipc import _layout as L
-from asgi_ipc._check import PROBLEM_LIMIT, check_groups, check_messages
-from asgi_ipc._fanout import Envelope, GroupMessage
-from asgi_ipc._membership import GroupStore
-from asgi_ipc._segment import Segment
-from asgi_ipc._store import MessageStore
+from asgi_ipc._operator.check import PROBLEM_LIMIT, check_groups, check_messages
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm.segment import Segment
+from asgi_ipc._store.fanout import Envelope, GroupMessage
+from asgi_ipc._store.membership import GroupStore
+from asgi_ipc._store.messages import MessageStore
 
 from .bells import WrittenBells
 

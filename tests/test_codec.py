@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_ipc._codec import RESERVED_KEY, decode, encode
+from asgi_ipc._store.codec import RESERVED_KEY, decode, encode
 from asgi_ipc.exceptions import InvalidMessage, SegmentCorrupt, UnserialisableValue
 
 

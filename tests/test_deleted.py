@@ -92,13 +92,13 @@ async def ready(receiving):
 
 HOW = {
     "told": """
-import asgi_ipc._port
-asgi_ipc._port.SAFETY_S = 3600.0
+import asgi_ipc._wake.port
+asgi_ipc._wake.port.SAFETY_S = 3600.0
 """,
     "looking": """
-import asgi_ipc._port, asgi_ipc._site
-asgi_ipc._port.SAFETY_S = 0.2
-asgi_ipc._site.open_inotify = lambda watches: None  # as where the kernel refuses it
+import asgi_ipc._wake.port, asgi_ipc._wake.site
+asgi_ipc._wake.port.SAFETY_S = 0.2
+asgi_ipc._wake.site.open_inotify = lambda watches: None  # as where the kernel refuses it
 """,
 }
 

@@ -27,8 +27,8 @@ import pytest
 import yaml
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc._codec import encode
-from asgi_ipc._inspect import Inspector
+from asgi_ipc._operator.inspect import Inspector
+from asgi_ipc._store.codec import encode
 from asgi_ipc.aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY
 
 from .conftest import PATIENCE_S
@@ -222,7 +222,7 @@ while not line.startswith("waits"):
     line = web.stdout.readline()
 say(line.strip())
 worker = subprocess.Popen([*container, sys.executable, "-uc", common + '''
-from asgi_ipc._doctor import examine
+from asgi_ipc._operator.doctor import examine
 for line in sys.stdin:
     if line.strip() == "doctor":
         found = examine("pod", message_memory=8 << 20, group_memory=4 << 20)
@@ -509,7 +509,7 @@ def test_what_the_defaults_hold() -> None:
 
 def test_every_command_of_ours_exists() -> None:
     """``asgi-ipc x`` on the page and in the units is a command that there is."""
-    from asgi_ipc.cli.app import app
+    from asgi_ipc._cli.app import app
 
     texts = [PAGE, *(path.read_text() for path in (DEPLOY / "systemd/system").iterdir())]
     told = {name for text in texts for name in re.findall(r"asgi-ipc ([a-z]+)\b", text)}

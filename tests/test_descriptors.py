@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, _own
+from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc._process import own as own_module
 
 from .conftest import problems_of
 from .test_forks import ROUNDS
@@ -207,7 +208,7 @@ def test_a_duplicate_that_is_not_found_is_told() -> None:
     """As when another thread moves it while it is looked for."""
     fd = os.memfd_create("lonely")
     try:
-        assert _own._duplicate_of(fd) == -1
+        assert own_module._duplicate_of(fd) == -1
     finally:
         os.close(fd)
 
@@ -233,10 +234,10 @@ say(layer.sync.receive("c", timeout=1), layer._site.messages.segment.lock_fd)
 def test_where_nothing_is_free_above_it_is_any_number() -> None:
     """The descriptor given is closed, whatever comes of it."""
     read, write = os.pipe()
-    identity = _own.identity_of(read)
-    aside = _own.set_aside(read)
+    identity = own_module.identity_of(read)
+    aside = own_module.set_aside(read)
     try:
-        assert _own.identity_of(aside) == identity
+        assert own_module.identity_of(aside) == identity
         assert aside >= 3 and not os.get_inheritable(aside)
         with pytest.raises(OSError):
             os.fstat(read)

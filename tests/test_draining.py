@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from asgi_ipc._codec import encode
-from asgi_ipc._inbox import Entry
+from asgi_ipc._receive.inbox import Entry
+from asgi_ipc._store.codec import encode
 
 from .conftest import Clock
 from .stepping import World, drive

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import _layout as L
-from asgi_ipc import _table
-from asgi_ipc._fanout import Envelope, Fanout, GroupMessage
-from asgi_ipc._store import MessageStore
+from asgi_ipc._memory import table
+from asgi_ipc._shm import layout as L
+from asgi_ipc._store.fanout import Envelope, Fanout, GroupMessage
+from asgi_ipc._store.messages import MessageStore
 from asgi_ipc.exceptions import ChannelFull
 from asgi_ipc.names import home_of
 
@@ -140,7 +140,7 @@ def test_both_ways_write_the_same_words(
 ) -> None:
     """Whatever happens in whatever order, memory is the same, who is rung, and every answer."""
     idents = Idents()
-    monkeypatch.setattr(_table, "new_ident", idents)
+    monkeypatch.setattr(table, "new_ident", idents)
     twins = make_site(), make_site(straight=False)
     chance = random.Random(seed)
     for step in range(1200):

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgi_ipc import _layout as L
-from asgi_ipc._heap import Heap, HeapFull
-from asgi_ipc._segment import Plan, Segment
+from asgi_ipc._memory.heap import Heap, HeapFull
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm.segment import Plan, Segment
 from asgi_ipc.exceptions import SegmentCorrupt
 
 from .doctor.grounds import ground, needs_mount, shm

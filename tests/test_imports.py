@@ -6,107 +6,81 @@ import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import asgi_ipc
+from docs.storeys import DESIGN, read_modules, read_rooms, redraw, room_of
 
-# A module may import from rooms above its own line in this list, never from its own or below.
+# A room may import from rooms above its own line in this list, never from its own or below.
 ROOMS = [
-    {"exceptions", "_layout", "_own"},
-    {"_scratch", "_spin", "_throttle", "_witness"},
-    {"names", "capacity", "_codec", "_blocking", "_opening", "_waiting"},
-    {"_segment"},
-    {"_heap", "_check"},
-    {"_table"},
-    {"_queues", "_groups"},
-    {"_records", "_fast", "_joining"},
-    {"_slots", "_statistics", "_membership", "_bell", "_inotify", "_inbox"},
-    {"_fanout"},
+    {"exceptions"},
+    {"_process", "names", "capacity"},
+    {"_shm"},
+    {"_memory"},
     {"_store"},
-    {"_port", "_poll_loop", "_removing"},
-    {"_twin"},
-    {"_site"},
-    {"_resting"},
-    {"_reception"},
+    {"_wake"},
+    {"_receive", "_drive"},
     {"aio"},
-    {"_twisted"},
-    {"sync"},
-    {"__init__"},
-    {"_procfs"},
-    {"_image", "_reading"},
-    {"_survey"},
-    {"_inspect", "_peek"},
-    {"_doctor", "metrics", "tracing"},
-    {"channels", "interface", "worker"},
-    {"cli"},
-    {"__main__", "pytest_plugin"},
+    {"sync", "channels"},
+    {"asgi_ipc", "interface", "worker", "tracing", "pytest_plugin"},
+    {"_operator"},
+    {"metrics", "_cli"},
+    {"__main__"},
 ]
 THIRD_PARTY = {"posix_ipc", "msgpack"}
 AT_HOME = {
     "pytest_plugin": {"pytest"},
     "channels": {"channels", "django"},
-    "cli": {"rich", "typer"},
+    "_cli": {"rich", "typer"},
     "metrics": {"prometheus_client"},
     "tracing": {"opentelemetry"},
-    "_twisted": {"twisted", "zope"},
+    "_drive": {"twisted", "zope"},
 }
 
 assert asgi_ipc.__file__ is not None
 PACKAGE = Path(asgi_ipc.__file__).parent
+MODULES = read_modules()
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
-PACKAGED = {str(path) for path in FILES}
-MODULES = [str(path.with_suffix("")) for path in FILES]
 
 
-def room_of(module: str) -> int:
-    for number, room in enumerate(ROOMS):
-        if module.split("/")[0] in room:
+def storey_of(room: str) -> int:
+    for number, rooms in enumerate(ROOMS):
+        if room in rooms:
             return number
-    raise AssertionError(f"{module} has no room yet: give it a line in ROOMS")
+    raise AssertionError(f"{room} has no storey yet: give it a line in ROOMS")
 
 
-def imports_of(module: str) -> tuple[set[str], set[str]]:
-    """Return the names of sibling modules, and of foreign top-level packages.
+@pytest.mark.parametrize("room", sorted(read_rooms(MODULES)))
+def test_a_room_imports_only_from_the_rooms_below(room: str) -> None:
+    """No import points up, and none sideways."""
+    for other in read_rooms(MODULES)[room]:
+        assert storey_of(other) < storey_of(room), f"{room} must not import {other}"
 
-    A folder is one room: what its files import from each other does not count.
-    """
-    siblings: set[str] = set()
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Inside of a room, too, there is an order in which to read."""
+    assert set(TopologicalSorter(MODULES).static_order()) == set(MODULES)
+
+
+def test_the_drawing_of_the_rooms_is_true() -> None:
+    """The design has the storeys as the code has them: ``python docs/storeys.py``."""
+    assert DESIGN.read_text() == redraw(DESIGN.read_text())
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_module_needs_nothing_but_its_two_dependencies(path: Path) -> None:
+    """The standard library, posix_ipc and msgpack; others only where they are at home."""
     foreign: set[str] = set()
-    own_level = module.count("/")
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            if node.level == own_level:
-                continue
-            if node.module:
-                siblings.add(node.module.split(".")[0])
-            else:
-                siblings.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
             foreign.add(node.module.split(".")[0])
         elif isinstance(node, ast.Import):
             foreign.update(alias.name.split(".")[0] for alias in node.names)
-    return siblings, foreign
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_the_rooms_below(module: str) -> None:
-    """No import points up, and none sideways but for the pairs that say so."""
-    siblings, _ = imports_of(module)
-    for sibling in siblings:
-        name = (
-            sibling if (PACKAGE / sibling).exists() or f"{sibling}.py" in PACKAGED else "__init__"
-        )
-        assert room_of(name) < room_of(module), f"{module} must not import {sibling}"
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_needs_nothing_but_its_two_dependencies(module: str) -> None:
-    """The standard library, posix_ipc and msgpack; others only where they are at home."""
-    _, foreign = imports_of(module)
     strange = foreign - set(sys.stdlib_module_names) - THIRD_PARTY - {"asgi_ipc"}
-    assert strange <= AT_HOME.get(module.split("/")[0], set())
+    assert strange <= AT_HOME.get(room_of(".".join(path.with_suffix("").parts)), set())
 
 
 def test_importing_the_package_loads_no_framework() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_ipc import _inbox
-from asgi_ipc._inbox import Entry, Inboxes
+from asgi_ipc._receive import inbox
+from asgi_ipc._receive.inbox import Entry, Inboxes
 
 from .interrupting import interrupted
 
@@ -241,7 +241,7 @@ def test_an_interrupt_loses_the_message_in_hand_alone(take: str) -> None:
     for place in range(1000):
         inboxes = filled()
         before = contents(filled())
-        with interrupted(place, [_inbox]) as interrupt:
+        with interrupted(place, [inbox]) as interrupt:
             TAKES[take](inboxes)
         if not interrupt.where:
             break
@@ -271,7 +271,7 @@ def test_putting_goes_on_after_an_interrupt() -> None:
     for place in range(1000):
         inboxes = filled()
         entry = Entry("a!", b"put", NEVER_NS)
-        with interrupted(place, [_inbox]) as interrupt:
+        with interrupted(place, [inbox]) as interrupt:
             inboxes.put(entry, names)
         if not interrupt.where:
             break

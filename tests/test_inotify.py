@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, _inotify, _port
-from asgi_ipc import _layout as L
-from asgi_ipc._inotify import IN_ATTRIB, IN_CLOSE_WRITE, Inotify, open_inotify
+from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc._shm import layout as L
+from asgi_ipc._wake import inotify as inotify_module
+from asgi_ipc._wake import port as port_module
+from asgi_ipc._wake.inotify import IN_ATTRIB, IN_CLOSE_WRITE, Inotify, open_inotify
 
 from .conftest import HALF_A_COMMIT, ONLY_RINGS
 from .stepping import drive
@@ -40,15 +42,15 @@ SOON_S = 15.0  # far below a look, far above what a busy machine takes
 
 NEVER_LOOKS = """
 import logging
-import asgi_ipc._port
+import asgi_ipc._wake.port
 logging.disable()
-asgi_ipc._port.SAFETY_S = 3600.0
-asgi_ipc._port.SETTLED_S = LATER = 0.05
+asgi_ipc._wake.port.SAFETY_S = 3600.0
+asgi_ipc._wake.port.SETTLED_S = LATER = 0.05
 def say_when_settled(layer):
     def watch():  # until it is told of events, and no look is due for hours
         while not any(port._pause_s >= 3600 for port in layer._site.ports()):
             time.sleep(0.01)
-        asgi_ipc._port.SETTLED_S = LATER
+        asgi_ipc._wake.port.SETTLED_S = LATER
         say("settled")
     threading.Thread(target=watch, daemon=True).start()
 """
@@ -359,8 +361,8 @@ async def test_what_happened_while_nobody_waited_is_not_missed(
     make_layer: MakeLayer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A receive that begins after the news, within the second in which nobody looks."""
-    monkeypatch.setattr(_port, "SAFETY_S", 3600.0)
-    monkeypatch.setattr(_port, "SETTLED_S", 0.01)
+    monkeypatch.setattr(port_module, "SAFETY_S", 3600.0)
+    monkeypatch.setattr(port_module, "SETTLED_S", 0.01)
     layer = make_layer()
     waiting = asyncio.ensure_future(layer.receive("c"))
     while not layer._site.ports() or layer._site.ports()[0]._pause_s < 3600:
@@ -439,9 +441,9 @@ def test_without_inotify_it_looks(start: Start, make_layer: MakeLayer) -> None:
     heir = start(
         """
 import ctypes, resource
-import asgi_ipc._port
-asgi_ipc._port.SAFETY_S = 0.2
-asgi_ipc._port.SETTLED_S = 0.1
+import asgi_ipc._wake.port
+asgi_ipc._wake.port.SAFETY_S = 0.2
+asgi_ipc._wake.port.SETTLED_S = 0.1
 layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
 async def main():
     waiting = asyncio.ensure_future(layer.receive("c"))
@@ -474,7 +476,7 @@ def test_a_refusal_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is no error, and one line in a process says why."""
-    monkeypatch.setattr(_inotify, "_refusals", iter(range(9)))
+    monkeypatch.setattr(inotify_module, "_refusals", iter(range(9)))
     with caplog.at_level(logging.DEBUG, "asgi_ipc"):
         assert open_inotify([("/proc/self/nothing", IN_ATTRIB)]) is None
         with no_descriptor_left():
@@ -492,8 +494,10 @@ def test_a_loop_that_ends_soon_has_none(
     make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Making and closing one for every short wait would be dear."""
-    assert _port.SETTLED_S > 0.1
-    monkeypatch.setattr(_port, "SETTLED_S", 60.0)  # so that a machine that stands still is soon
+    assert port_module.SETTLED_S > 0.1
+    monkeypatch.setattr(
+        port_module, "SETTLED_S", 60.0
+    )  # so that a machine that stands still is soon
     layer = make_layer()
 
     async def wait_briefly() -> int:
@@ -509,7 +513,7 @@ async def test_a_port_closes_its_own(
     make_layer: MakeLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One for each loop and layer that waits, and none afterwards."""
-    monkeypatch.setattr(_port, "SETTLED_S", 0.01)
+    monkeypatch.setattr(port_module, "SETTLED_S", 0.01)
     before = inotifies(os.getpid())
     layers = [make_layer() for _ in range(3)]
     waits = [asyncio.ensure_future(layer.receive("c")) for layer in layers]

@@ -9,24 +9,18 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import (
-    AsyncIPCChannelLayer,
-    _inbox,
-    _port,
-    _reception,
-    _resting,
-    _slots,
-    _store,
-    _waiting,
-    aio,
-)
+from asgi_ipc import AsyncIPCChannelLayer, aio
+from asgi_ipc._receive import inbox, reception, resting
+from asgi_ipc._store import messages, slots
+from asgi_ipc._wake import port as port_module
+from asgi_ipc._wake import waiting
 
 from .conftest import problems_of
 from .interrupting import Interrupt, interrupted
 from .stepping import SteppingLoop, drive
 
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
-RECEIVE_PATH = [aio, _inbox, _port, _reception, _resting, _slots, _store, _waiting]
+RECEIVE_PATH = [aio, inbox, port_module, reception, resting, slots, messages, waiting]
 
 
 class Site:

@@ -9,22 +9,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from asgi_ipc import (
-    AsyncIPCChannelLayer,
-    _blocking,
-    _poll_loop,
-    _port,
-    _reception,
-    _twin,
-    aio,
-)
-from asgi_ipc._blocking import driving
+from asgi_ipc import AsyncIPCChannelLayer, aio
+from asgi_ipc._drive import poll_loop, twin
+from asgi_ipc._receive import reception
+from asgi_ipc._wake import blocking, port
+from asgi_ipc._wake.blocking import driving
 
 from .conftest import problems_of
 from .interrupting import Interrupt, interrupted
 
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
-BLOCKING_FACE = [aio, _blocking, _poll_loop, _port, _reception, _twin]
+BLOCKING_FACE = [aio, blocking, poll_loop, port, reception, twin]
 
 
 def _state() -> tuple[object, ...]:

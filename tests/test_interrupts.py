@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, _fast, _segment
-from asgi_ipc._segment import Segment
+from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc._shm import segment as segment_module
+from asgi_ipc._shm.segment import Segment
+from asgi_ipc._store import queues_fast
 
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
 Work = Callable[[AsyncIPCChannelLayer], object]
@@ -65,7 +67,13 @@ WORKS: dict[str, Work] = {
 }
 CODES = tuple(
     function.__code__
-    for function in (_fast.append, _fast.pop, _fast.park, Segment.transact, Segment.alone)
+    for function in (
+        queues_fast.append,
+        queues_fast.pop,
+        queues_fast.park,
+        Segment.transact,
+        Segment.alone,
+    )
 )
 # From here on a frame only gives back what it has: each of these calls is reached without a check
 # for signals, and what comes out of the first one still runs into the second.
@@ -220,7 +228,7 @@ def test_an_interrupt_out_of_taking_the_lock_leaves_it_free(
             armed.clear()
             raise Interrupt
 
-    for module in (_segment, _fast):
+    for module in (segment_module, queues_fast):
         monkeypatch.setattr(module, "_flock", raises_once_held)
     with pytest.raises(Interrupt):
         work(layer)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asgi_ipc import _joining, _membership, _table
-from asgi_ipc import _layout as L
-from asgi_ipc._membership import GroupStore
+from asgi_ipc._memory import table
+from asgi_ipc._shm import layout as L
+from asgi_ipc._store import groups_fast, membership
+from asgi_ipc._store.membership import GroupStore
 from asgi_ipc.exceptions import ChannelFull, SegmentCorrupt
 from asgi_ipc.names import home_of
 
@@ -71,14 +72,14 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count what was done the short way, and what was declined."""
     counts: Counter[str] = Counter()
     for way in ("join", "renew", "leave"):
-        short_way = getattr(_membership, way)
+        short_way = getattr(membership, way)
 
         def counted(*arguments: Any, way: str = way, short_way: Any = short_way) -> Any:
             result = short_way(*arguments)
             counts[way if result and result != (0, 0) else f"no {way}"] += 1
             return result
 
-        monkeypatch.setattr(_membership, way, counted)
+        monkeypatch.setattr(membership, way, counted)
     return counts
 
 
@@ -101,7 +102,7 @@ def test_both_ways_write_the_same_words(
     chain_limit: int,
 ) -> None:
     """Whatever happens in whatever order, memory is the same, and so is every answer."""
-    monkeypatch.setattr(_joining, "_CHAIN_LIMIT", chain_limit)
+    monkeypatch.setattr(groups_fast, "_CHAIN_LIMIT", chain_limit)
     twins = make_site(), make_site(General)
     dice = random.Random(seed)
     for step in range(1500):
@@ -173,7 +174,7 @@ def test_an_interrupted_change_is_read_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_membership._KnownHome, "note", interrupted)
+        patch.setattr(membership._KnownHome, "note", interrupted)
         with pytest.raises(KeyboardInterrupt):
             add(store, "g", "a!x")
     assert sorted(store.channels("g")) == ["a!first", "a!x"]
@@ -194,14 +195,14 @@ def test_an_interrupted_renewal_that_is_shorter_ends_in_time(
         add(store, "g", channel)
     version = store.snapshot("g").version
     assert len(store.members_at("g", "a!", version)) == 2
-    renew = _joining.renew
+    renew = groups_fast.renew
 
     def interrupted(*arguments: Any) -> None:
         assert renew(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_membership, "renew", interrupted)
+        patch.setattr(membership, "renew", interrupted)
         with pytest.raises(KeyboardInterrupt):
             add(store, "g", "a!x", 60 * SECOND_NS)
     clock.advance(61)
@@ -250,7 +251,7 @@ def test_a_leave_does_not_write_over_damage(
     make_site: MakeSite, monkeypatch: pytest.MonkeyPatch, leads_to: str
 ) -> None:
     """The same for a hash chain that lacks the member."""
-    monkeypatch.setattr(_table, "_CHAIN_LIMIT", 1000)
+    monkeypatch.setattr(table, "_CHAIN_LIMIT", 1000)
     twin = make_site()
     store, words = twin.stores[0], twin.segments[0].words
     for number in range(3):

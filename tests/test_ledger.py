@@ -15,9 +15,14 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, Drop, _membership
-from asgi_ipc._bell import bells_directory
-from asgi_ipc._membership import GroupStore
+from asgi_ipc import (
+    AsyncIPCChannelLayer,
+    ChannelFull,
+    Drop,
+)
+from asgi_ipc._store import membership
+from asgi_ipc._store.membership import GroupStore
+from asgi_ipc._wake.bell import bells_directory
 
 from .conftest import PATIENCE_S, Child, Clock
 from .stepping import SteppingLoop, World, drive
@@ -475,7 +480,7 @@ def test_an_interrupted_renewal_leaves_nobody_out(
     names = ["x!a", "x!b", "x!c"]
     for name in names:
         drive(layer.group_add("g", name))
-    monkeypatch.setattr(_membership, "renew", lambda *_: False)
+    monkeypatch.setattr(membership, "renew", lambda *_: False)
     for step in range(1, 100):
         went_on = interrupted(GroupStore._note, step, lambda: drive(layer.group_add("g", "x!b")))
         drive(layer.group_send("g", {}))

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, _bell, _port
-from asgi_ipc import _layout as L
-from asgi_ipc._bell import bells_directory
+from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc._shm import layout as L
+from asgi_ipc._wake import bell
+from asgi_ipc._wake import port as port_module
+from asgi_ipc._wake.bell import bells_directory
 
 from .conftest import ONLY_RINGS
 from .stepping import SteppingLoop, drive
@@ -348,7 +350,7 @@ def test_bells_are_closed_where_nobody_rings(
     layer = make_layer()
     guard: Any = layer._site.messages.segment.guard
     held: list[tuple[str, bool]] = []
-    close, ring = _port._Fittings.close, _bell.ring
+    close, ring = port_module._Fittings.close, bell.ring
 
     def closed(fittings: Any, **options: Any) -> None:
         held.append(("close", guard._is_owned()))
@@ -358,8 +360,8 @@ def test_bells_are_closed_where_nobody_rings(
         held.append(("ring", guard._is_owned()))
         return ring(fd)
 
-    monkeypatch.setattr(_port._Fittings, "close", closed)
-    monkeypatch.setattr(_port, "ring", rung)
+    monkeypatch.setattr(port_module._Fittings, "close", closed)
+    monkeypatch.setattr(port_module, "ring", rung)
     loop = SteppingLoop()
     task = loop.create_task(layer.receive("c"))
     loop.settle()
@@ -415,10 +417,10 @@ def test_who_was_taken_for_dead_begins_anew(start: Start, make_layer: MakeLayer)
     layer = make_layer()
     child = start(
         """
-import asgi_ipc._port, logging
+import asgi_ipc._wake.port, logging
 logging.basicConfig(stream=sys.stdout, format="log: %(message)s", level=logging.ERROR)
-asgi_ipc._port.SAFETY_S = asgi_ipc._port.SETTLED_S = 0.05
-asgi_ipc._port._RARELY = 1
+asgi_ipc._wake.port.SAFETY_S = asgi_ipc._wake.port.SETTLED_S = 0.05
+asgi_ipc._wake.port._RARELY = 1
 layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
 async def main():
     waiting = asyncio.create_task(layer.receive("c"))
@@ -471,9 +473,9 @@ def test_who_makes_new_doors_keeps_its_memberships(
     layer = make_layer()
     child = start(
         """
-import asgi_ipc._port
-asgi_ipc._port.SAFETY_S = asgi_ipc._port.SETTLED_S = 0.05
-asgi_ipc._port._RARELY = 1
+import asgi_ipc._wake.port
+asgi_ipc._wake.port.SAFETY_S = asgi_ipc._wake.port.SETTLED_S = 0.05
+asgi_ipc._wake.port._RARELY = 1
 """
         + JOINS
     )
@@ -514,9 +516,9 @@ def test_all_loops_of_a_process_share_one_inotify(start: Start, make_layer: Make
     layer = make_layer()
     many = start(
         """
-import asgi_ipc._port
-asgi_ipc._port.SAFETY_S = 3600.0
-asgi_ipc._port.SETTLED_S = 0.05
+import asgi_ipc._wake.port
+asgi_ipc._wake.port.SAFETY_S = 3600.0
+asgi_ipc._wake.port.SETTLED_S = 0.05
 layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
 def wait():
     while True:

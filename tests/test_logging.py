@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer, ChannelFull
-from asgi_ipc import _throttle as throttle_module
+from asgi_ipc._store import throttle as throttle_module
 
 from .conftest import HALF_A_COMMIT
 from .stepping import drive

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import _layout as L
-from asgi_ipc._check import check_groups
-from asgi_ipc._membership import GroupStore
-from asgi_ipc._segment import Plan, Segment
+from asgi_ipc._operator.check import check_groups
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm.segment import Plan, Segment
+from asgi_ipc._store.membership import GroupStore
 from asgi_ipc.exceptions import ChannelFull
 from asgi_ipc.names import home_of
 

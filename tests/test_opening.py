@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 import posix_ipc
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer, _segment, channels
+from asgi_ipc import (
+    AsyncIPCChannelLayer,
+    IPCChannelLayer,
+    channels,
+)
+from asgi_ipc._shm import segment
 from asgi_ipc.exceptions import SegmentError, SegmentMismatch, SegmentPermission
 
 if TYPE_CHECKING:
@@ -251,7 +256,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     "shm_open": (posix_ipc, "SharedMemory"),
     "mmap": (mmap, "mmap"),
     "fcntl": (fcntl, "fcntl"),
-    "flock": (_segment, "_flock"),
+    "flock": (segment, "_flock"),
 }
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-import asgi_ipc._bell as bell_module
+import asgi_ipc._wake.bell as bell_module
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc import _layout as L
-from asgi_ipc import _port as port_module
-from asgi_ipc._bell import PipeBell
+from asgi_ipc._shm import layout as L
+from asgi_ipc._wake import port as port_module
+from asgi_ipc._wake.bell import PipeBell
 
 from .stepping import Action, SteppingLoop, World, drive, places
 

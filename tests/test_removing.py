@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc._removing import remove_site
+from asgi_ipc._wake.removing import remove_site
 from asgi_ipc.exceptions import SegmentError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def test_members_of_a_group_remove_the_site_they_share(prefix: str, start: Start
     (directory / DOOR).touch()
     child = start(
         """
-from asgi_ipc._removing import remove_site
+from asgi_ipc._wake.removing import remove_site
 from asgi_ipc.exceptions import SegmentError
 os.setgroups([54321]); os.setgid(65534); os.setuid(65534)
 try:

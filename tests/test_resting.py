@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc._codec import encode
-from asgi_ipc._inbox import Entry
-from asgi_ipc._waiting import ASLEEP, RUNG
+from asgi_ipc._receive.inbox import Entry
+from asgi_ipc._store.codec import encode
+from asgi_ipc._wake.waiting import ASLEEP, RUNG
 from asgi_ipc.exceptions import SegmentCorrupt
 
 from .stepping import World, drive

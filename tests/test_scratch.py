@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from asgi_ipc import _scratch
-from asgi_ipc._scratch import borrow, give_back
+from asgi_ipc._memory import scratch
+from asgi_ipc._memory.scratch import borrow, give_back
 
 
 @pytest.fixture(autouse=True)
 def no_spares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin without what other tests gave back."""
-    monkeypatch.setattr(_scratch, "_spare", [])
+    monkeypatch.setattr(scratch, "_spare", [])
 
 
 def test_a_buffer_has_the_size_asked_for() -> None:
@@ -52,8 +52,8 @@ def test_what_was_given_back_cannot_be_touched() -> None:
 def test_little_is_kept() -> None:
     """Two buffers at most, and none of a size that is needed once a day."""
     views = [borrow(100_000) for _ in range(5)]
-    for view in [*views, borrow(_scratch._LARGEST_KEPT + 1)]:
+    for view in [*views, borrow(scratch._LARGEST_KEPT + 1)]:
         give_back(view)
-    assert len(_scratch._spare) == 2
-    give_back(borrow(_scratch._LARGEST_KEPT + 1))
-    assert all(len(one) <= _scratch._LARGEST_KEPT for one in _scratch._spare)
+    assert len(scratch._spare) == 2
+    give_back(borrow(scratch._LARGEST_KEPT + 1))
+    assert all(len(one) <= scratch._LARGEST_KEPT for one in scratch._spare)

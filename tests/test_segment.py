@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import _layout as L
-from asgi_ipc._segment import LockBusy, Plan, Segment
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm.segment import LockBusy, Plan, Segment
 from asgi_ipc.exceptions import (
     SegmentCorrupt,
     SegmentError,
@@ -31,7 +31,7 @@ Start = Callable[..., "Child"]
 
 CHILD_SEGMENT = """
 from asgi_ipc import _layout as L
-from asgi_ipc._segment import Plan, Segment
+from asgi_ipc._shm.segment import Plan, Segment
 def attach(size=1 << 20):
     return Segment(f"/{PREFIX}-messages", L.KIND_MESSAGES, size, mode=0o600, lock_timeout=20.0)
 """
@@ -93,7 +93,7 @@ def test_a_creation_race_of_many_processes_ends_in_one_segment(
         start(
             CHILD_SEGMENT
             + """
-from asgi_ipc._segment import LockBusy
+from asgi_ipc._shm.segment import LockBusy
 say("ready")
 sys.stdin.readline()
 segment = attach()
@@ -145,7 +145,7 @@ def test_a_creator_killed_half_way_is_redone(
     creator = start(
         CHILD_SEGMENT
         + """
-import mmap, signal, asgi_ipc._segment as module
+import mmap, signal, asgi_ipc._shm.segment as module
 step = sys.argv[2]
 die = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
 if step in ("ftruncate", "posix_fallocate"):
@@ -369,7 +369,7 @@ def test_one_transaction_at_a_time_over_all_processes(
         start(
             CHILD_SEGMENT
             + """
-from asgi_ipc._segment import LockBusy
+from asgi_ipc._shm.segment import LockBusy
 segment = attach()
 def add():
     segment.commit({L.COUNT_FLUSHED: segment.words[L.COUNT_FLUSHED] + 1})
@@ -469,7 +469,7 @@ def test_keyboard_interrupts_at_any_point_leave_the_lock_free(
         CHILD_SEGMENT
         + """
 import signal
-from asgi_ipc._segment import LockBusy
+from asgi_ipc._shm.segment import LockBusy
 segment = attach()
 words = segment.words
 def add():
@@ -592,7 +592,7 @@ def test_a_log_that_names_forbidden_words_is_refused(make_segment: MakeSegment, 
 
 def test_a_reset_empties_heap_and_table(make_segment: MakeSegment) -> None:
     """With LOG_RESET a commit forgets every record and extent, and applies its words."""
-    from asgi_ipc._queues import Queues
+    from asgi_ipc._store.queues import Queues
 
     segment = make_segment()
     queues = Queues(segment)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc._bell import bells_directory
-from asgi_ipc._spin import Spin
+from asgi_ipc._wake.bell import bells_directory
+from asgi_ipc._wake.spin import Spin
 from asgi_ipc.exceptions import LayerClosed
 
 from .stepping import World, drive

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asgi_ipc import _layout as L
-from asgi_ipc._check import check_messages
-from asgi_ipc._fanout import Envelope, GroupMessage
-from asgi_ipc._segment import Plan, Segment
-from asgi_ipc._store import MessageStore, Settled, Taken
-from asgi_ipc._witness import Life
+from asgi_ipc._operator.check import check_messages
+from asgi_ipc._process.witness import Life
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm.segment import Plan, Segment
+from asgi_ipc._store.fanout import Envelope, GroupMessage
+from asgi_ipc._store.messages import MessageStore, Settled, Taken
 from asgi_ipc.exceptions import ChannelFull, SegmentCorrupt, TooManyLoops
 from asgi_ipc.names import home_of
 

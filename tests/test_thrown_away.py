@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc import _layout as L
-from asgi_ipc._poll_loop import PollLoop
+from asgi_ipc._drive.poll_loop import PollLoop
+from asgi_ipc._shm import layout as L
 
 from .stepping import SteppingLoop, drive
 

@@ -8,8 +8,20 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, _waiting
-from asgi_ipc._waiting import ASLEEP, GONE, LATE, LOOKING, RUNG, SERVED, TOLD, TOOK, Waiter, Waiting
+from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc._wake import waiting as waiting_module
+from asgi_ipc._wake.waiting import (
+    ASLEEP,
+    GONE,
+    LATE,
+    LOOKING,
+    RUNG,
+    SERVED,
+    TOLD,
+    TOOK,
+    Waiter,
+    Waiting,
+)
 from asgi_ipc.exceptions import LayerClosed
 
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
@@ -41,7 +53,7 @@ def waiter_in(state: int, loop: asyncio.AbstractEventLoop) -> Waiter:
 
 def drawn_table() -> Iterator[tuple[str, str, str]]:
     """Yield the table of the docstring: a state, an event, and the state that follows."""
-    doc = _waiting.__doc__
+    doc = waiting_module.__doc__
     assert doc is not None
     lines = iter(doc.splitlines())
     header = next(line for line in lines if line.strip().startswith("state "))
@@ -59,9 +71,9 @@ def test_the_table_is_what_happens(
     loop: asyncio.AbstractEventLoop, state: str, event: str, follows: str
 ) -> None:
     """Each event moves each state as the docstring of the module draws it."""
-    waiter = waiter_in(getattr(_waiting, state), loop)
+    waiter = waiter_in(getattr(waiting_module, state), loop)
     EVENTS[event](waiter)
-    assert waiter.state == getattr(_waiting, follows)
+    assert waiter.state == getattr(waiting_module, follows)
     woken = state == "ASLEEP" and event in ("told", "rung", "late")
     assert waiter.future.done() == woken
 
@@ -69,7 +81,7 @@ def test_the_table_is_what_happens(
 def test_every_state_is_drawn() -> None:
     """Eight states, six events."""
     assert {state for state, _, _ in drawn_table()} == {
-        name for name in _waiting.__all__ if name.isupper()
+        name for name in waiting_module.__all__ if name.isupper()
     }
     assert len(list(drawn_table())) == 8 * len(EVENTS)
     assert sorted((GONE, LOOKING, ASLEEP, TOLD, RUNG, LATE, SERVED, TOOK)) == list(range(8))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc._waiting import Waiter
+from asgi_ipc._wake.waiting import Waiter
 from asgi_ipc.exceptions import ChannelFull, IPCError
 
 from .stepping import World, drive

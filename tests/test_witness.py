@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import _witness
-from asgi_ipc._bell import bells_directory, make_directory
-from asgi_ipc._witness import Life, Witness
+from asgi_ipc._process import witness as witness_module
+from asgi_ipc._process.witness import Life, Witness
+from asgi_ipc._wake.bell import bells_directory, make_directory
 from asgi_ipc.exceptions import SegmentError, SegmentPermission
 
 from .test_opening import NUMBERS, REFUSE, needs_numbers
@@ -30,8 +30,8 @@ Start = Callable[..., "Child"]
 MakeWitness = Callable[[], Witness]
 
 HOLDS = """
-from asgi_ipc._witness import Witness
-from asgi_ipc._bell import bells_directory
+from asgi_ipc._process.witness import Witness
+from asgi_ipc._wake.bell import bells_directory
 witness = Witness(bells_directory(PREFIX), 0o600)
 say(witness.take())
 """
@@ -129,7 +129,7 @@ def test_a_forked_child_takes_a_token_of_its_own(start: Start, witness: Witness,
         HOLDS
         + f"""
 import ctypes
-from asgi_ipc._witness import Life
+from asgi_ipc._process.witness import Life
 inherited = witness.token
 if not {fork}():
     assert witness.ask(inherited) is Life.ALIVE  # as it is
@@ -185,8 +185,8 @@ def test_a_process_that_only_asked_locks_later(start: Start, witness: Witness) -
     """With a descriptor that is open for writing, beside the one it has."""
     child = start(
         """
-from asgi_ipc._witness import Witness
-from asgi_ipc._bell import bells_directory
+from asgi_ipc._process.witness import Witness
+from asgi_ipc._wake.bell import bells_directory
 directory = bells_directory(PREFIX)
 witness, other = Witness(directory, 0o600), Witness(directory, 0o600)
 say(witness.ask(int(sys.argv[2])))
@@ -206,7 +206,7 @@ sys.stdin.readline()
 
 def _seen_from_outside(path: str, token: int) -> str:
     code = (
-        "import sys; from asgi_ipc._witness import Witness; import os\n"
+        "import sys; from asgi_ipc._process.witness import Witness; import os\n"
         "print(Witness(os.path.dirname(sys.argv[1]), 0o600).ask(int(sys.argv[2])).name)"
     )
     done = subprocess.run(
@@ -334,8 +334,8 @@ def test_few_descriptors_are_enough(start: Start, witness: Witness) -> None:
     child = start(
         """
 import resource
-from asgi_ipc._witness import Life, Witness
-from asgi_ipc._bell import bells_directory
+from asgi_ipc._process.witness import Life, Witness
+from asgi_ipc._wake.bell import bells_directory
 directory = bells_directory(PREFIX)
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
@@ -379,7 +379,7 @@ def test_another_users_file_is_refused(start: Start, witness: Witness, directory
     os.chmod(directory, 0o755)
     child = start(
         """
-from asgi_ipc._witness import Witness
+from asgi_ipc._process.witness import Witness
 os.setgroups([]); os.setgid(23456); os.setuid(23456)
 late = Witness(sys.argv[2], 0o600)
 say(late.ask(int(sys.argv[3])))
@@ -426,7 +426,7 @@ def test_a_dropped_witness_gives_its_byte_back(make_witness: MakeWitness, direct
 
 COLLECTS = """
 import gc
-from asgi_ipc._witness import Witness, _here
+from asgi_ipc._process.witness import Witness, _here
 gc.disable()
 def in_a_cycle():
     made = Witness(sys.argv[2], 0o600)
@@ -466,7 +466,7 @@ def test_asking_waits_for_no_thread(witness: Witness, make_witness: MakeWitness)
     token = witness.take()
     late = make_witness()
     answers: list[Life] = []
-    with _witness._here.lock:
+    with witness_module._here.lock:
         thread = threading.Thread(target=lambda: answers.append(late.ask(token)))
         thread.start()
         thread.join()
@@ -486,7 +486,7 @@ def test_asking_is_quick_and_needs_no_descriptor(witness: Witness) -> None:
         assert witness.ask(0) is Life.UNKNOWN
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert not _witness._here.is_inherited()
+    assert not witness_module._here.is_inherited()
 
 
 @needs_numbers
@@ -497,7 +497,7 @@ def test_a_refused_question_forgets_nothing(start: Start, witness: Witness) -> N
         + REFUSE
         + f"""
 refuse({NUMBERS[platform.machine()]["fcntl"]}, {errno.ENOLCK}, second=5)  # F_GETLK
-from asgi_ipc._witness import Life
+from asgi_ipc._process.witness import Life
 assert witness.ask(int(sys.argv[2])) is Life.UNKNOWN
 assert witness.ask(witness.token) is Life.ALIVE and witness.is_held()
 say("fine")
@@ -516,7 +516,7 @@ def test_a_refused_lock_is_told(start: Start, directory: str) -> None:
         REFUSE
         + f"""
 refuse({NUMBERS[platform.machine()]["fcntl"]}, {errno.EACCES}, second=6)  # F_SETLK
-from asgi_ipc._witness import Witness
+from asgi_ipc._process.witness import Witness
 from asgi_ipc.exceptions import SegmentError
 try:
     Witness({directory!r}, 0o600).take()

@@ -11,7 +11,7 @@ import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
 from asgi_ipc.worker import Message, SyncMessage, Worker
-from asgi_ipc.worker.pieces import PIECE_BYTES, is_large, pieces
+from asgi_ipc.worker._pieces import PIECE_BYTES, is_large, pieces
 
 from .test_worker import serving
 

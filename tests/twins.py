@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from asgi_ipc import _layout as L
-from asgi_ipc._check import check_groups, check_messages
-from asgi_ipc._segment import Segment
+from asgi_ipc._operator.check import check_groups, check_messages
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm.segment import Segment
 
 _CHECKS: dict[int, Callable[[Segment], list[str]]] = {
     L.KIND_MESSAGES: check_messages,

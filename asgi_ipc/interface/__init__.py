@@ -17,16 +17,16 @@ What it guarantees:
   worker's sends raise ``ChannelFull``. Other connections do not notice.
 - Nothing of a connection is left once it has ended.
 
-Rooms: ``options`` (every setting), ``messages`` (the formats, pure), ``backlog`` (bytes that
-wait), ``body`` (a request's), ``patience`` (with slow clients), ``turns`` (of websockets),
-``context`` (what connections share), ``http`` and ``websocket`` (one connection each),
-``server`` (the application), ``running`` (under uvicorn).
+Rooms: ``_options`` (every setting), ``_messages`` (the formats, pure), ``_backlog`` (bytes that
+wait), ``_turns`` (of websockets), ``_context`` (what connections share), ``_patience`` (with slow
+clients), ``_body`` (a request's), ``_http`` and ``_websocket`` (one connection each), ``_server``
+(the application), ``_running`` (under uvicorn).
 """
 
 from __future__ import annotations
 
-from .options import InterfaceOptions, LayerOptions
-from .running import application, serve
-from .server import InterfaceServer
+from ._options import InterfaceOptions, LayerOptions
+from ._running import application, serve
+from ._server import InterfaceServer
 
 __all__ = ["InterfaceOptions", "InterfaceServer", "LayerOptions", "application", "serve"]

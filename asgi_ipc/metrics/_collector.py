@@ -10,7 +10,7 @@ from typing import Protocol
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from .._inspect import Inspector, NoSite
+from .._operator.inspect import Inspector, NoSite
 from ..exceptions import (
     SegmentCorrupt,
     SegmentError,

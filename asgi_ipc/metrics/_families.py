@@ -13,8 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 
 from .. import __version__
-from .. import _layout as L
-from .._reading import Channel, Memory, Reading
+from .._operator.reading import Channel, Memory, Reading
+from .._shm import layout as L
 
 __all__ = ["OTHER", "STATES", "Families", "Shown", "pattern_of", "shown"]
 

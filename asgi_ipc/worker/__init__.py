@@ -21,7 +21,7 @@ Rooms: ``message`` (what handlers get), ``service`` (from receive to handler), `
 
 from __future__ import annotations
 
-from .message import Message, SyncMessage
-from .worker import Worker
+from ._message import Message, SyncMessage
+from ._worker import Worker
 
 __all__ = ["Message", "SyncMessage", "Worker"]

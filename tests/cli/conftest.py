@@ -120,7 +120,7 @@ def read(run: Run) -> Callable[..., Any]:
 
 
 HOLDER = """
-from asgi_ipc._segment import LockBusy
+from asgi_ipc._shm.segment import LockBusy
 layer = IPCChannelLayer(PREFIX, **SIZES)
 segment = getattr(layer.core._site, sys.argv[2]).segment
 def hold():

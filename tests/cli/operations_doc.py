@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from asgi_ipc.cli.top import HELP
+from asgi_ipc._cli.top import HELP
 
 from .screens import Screen
 

@@ -183,7 +183,7 @@ def test_who_only_looks_is_not_attached(
     """``top`` beside a stopped site does not keep it from being removed, and goes on."""
     make_layer().close_now()
     looker = start("""
-from asgi_ipc._inspect import Inspector
+from asgi_ipc._operator.inspect import Inspector
 inspector = Inspector(PREFIX)
 say("looks")
 sys.stdin.readline()

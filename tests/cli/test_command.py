@@ -12,7 +12,7 @@ import pytest
 
 import asgi_ipc
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc import _layout as L
+from asgi_ipc._shm import layout as L
 
 from .conftest import COMMAND
 

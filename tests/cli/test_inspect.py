@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, _survey
-from asgi_ipc import _layout as L
-from asgi_ipc._image import NoSite
-from asgi_ipc._inspect import Inspector
-from asgi_ipc._peek import members, peek
-from asgi_ipc.cli.documents import peek_document, stats_document
-from asgi_ipc.cli.rates import Rates
+from asgi_ipc import (
+    AsyncIPCChannelLayer,
+    ChannelFull,
+)
+from asgi_ipc._cli.documents import peek_document, stats_document
+from asgi_ipc._cli.rates import Rates
+from asgi_ipc._operator import survey
+from asgi_ipc._operator.image import NoSite
+from asgi_ipc._operator.inspect import Inspector
+from asgi_ipc._operator.peek import members, peek
+from asgi_ipc._shm import layout as L
 from asgi_ipc.exceptions import SegmentError
 
 from ..conftest import PATIENCE_S
@@ -37,7 +41,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("hold_s", [_survey.HOLD_S, 0.0])
+@pytest.mark.parametrize("hold_s", [survey.HOLD_S, 0.0])
 def test_totals_never_go_down(
     hold_s: float,
     make_layer: MakeLayer,
@@ -45,7 +49,7 @@ def test_totals_never_go_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While records come and go under it, in one slice or in many, and never count twice."""
-    monkeypatch.setattr(_survey, "HOLD_S", hold_s)
+    monkeypatch.setattr(survey, "HOLD_S", hold_s)
     layer = make_layer()
     for n in range(300):
         layer.sync.send(f"c{n}", {})
@@ -68,10 +72,10 @@ def test_a_slice_ends_when_its_time_is_over(
     layer = make_layer()
     for n in range(500):
         layer.sync.send(f"c{n}", {})
-    copy_some = _survey._Walk._copy_some
+    copy_some = survey._Walk._copy_some
     at_once: list[int] = []
 
-    def counted(walk: _survey._Walk) -> None:
+    def counted(walk: survey._Walk) -> None:
         seen: list[int] = []
         copy, walk._copy = walk._copy, seen.append
         copy_some(walk)
@@ -80,13 +84,13 @@ def test_a_slice_ends_when_its_time_is_over(
             copy(record)
         at_once.append(len(seen))
 
-    monkeypatch.setattr(_survey._Walk, "_copy_some", counted)
-    monkeypatch.setattr(_survey, "HOLD_S", 0.0)
+    monkeypatch.setattr(survey._Walk, "_copy_some", counted)
+    monkeypatch.setattr(survey, "HOLD_S", 0.0)
     with Inspector(layer.prefix) as inspector:
         reading = inspector.read()
     assert reading.totals.channels == 500
     assert sum(at_once) == 500
-    assert max(at_once) <= _survey._CLOCK_EVERY + 10  # and the rest of a bucket
+    assert max(at_once) <= survey._CLOCK_EVERY + 10  # and the rest of a bucket
 
 
 def test_memory_adds_up(make_layer: MakeLayer) -> None:
@@ -176,10 +180,10 @@ def test_a_flush_in_the_middle_of_a_reading(
     layer = make_layer()
     for n in range(200):
         layer.sync.send(f"c{n}", {})
-    run = _survey._Walk.run
+    run = survey._Walk.run
     flushes = 0
 
-    def run_and_flush(walk: _survey._Walk) -> None:
+    def run_and_flush(walk: survey._Walk) -> None:
         nonlocal flushes
         walk.image.transact(walk._slice)
         if not flushes:
@@ -187,8 +191,8 @@ def test_a_flush_in_the_middle_of_a_reading(
             layer.sync.flush()
         run(walk)
 
-    monkeypatch.setattr(_survey, "HOLD_S", 0.0)
-    monkeypatch.setattr(_survey._Walk, "run", run_and_flush)
+    monkeypatch.setattr(survey, "HOLD_S", 0.0)
+    monkeypatch.setattr(survey._Walk, "run", run_and_flush)
     with Inspector(layer.prefix) as inspector:
         totals = inspector.read().totals
     assert flushes == 1

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, _peek
-from asgi_ipc._inspect import Inspector
+from asgi_ipc import (
+    AsyncIPCChannelLayer,
+    ChannelFull,
+)
+from asgi_ipc._operator import peek
+from asgi_ipc._operator.inspect import Inspector
 
 from ..doctor.grounds import ground, needs_mount, shm
 from .conftest import COMMAND
@@ -276,10 +280,10 @@ def test_peek_looks_at_some_whatever_the_time(
     for n in range(150):
         layer.sync.send("jobs", {"n": n})
         layer.sync.group_add("chat", f"home!{n}")
-    monkeypatch.setattr(_peek, "HOLD_S", 0.0)
+    monkeypatch.setattr(peek, "HOLD_S", 0.0)
     with Inspector(layer.prefix) as inspector:
-        assert _peek.peek(inspector.messages, "jobs", 1000).searched == 100
-        found = _peek.members(inspector.groups, "chat", 1000)
+        assert peek.peek(inspector.messages, "jobs", 1000).searched == 100
+        found = peek.members(inspector.groups, "chat", 1000)
     assert found is not None and len(found[0]) == 100 and not found[1]
 
 

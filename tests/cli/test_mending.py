@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc import _layout as L
+from asgi_ipc._shm import layout as L
 
 from .test_looking import RECEIVER
 

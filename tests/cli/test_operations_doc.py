@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from asgi_ipc.cli.app import COMMANDS
-from asgi_ipc.cli.codes import Code
-from asgi_ipc.cli.top import HELP
+from asgi_ipc._cli.app import COMMANDS
+from asgi_ipc._cli.codes import Code
+from asgi_ipc._cli.top import HELP
 
 from .conftest import SCHEMA
 from .operations_doc import DOCUMENT, example_site, examples, normal

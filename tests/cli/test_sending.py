@@ -12,8 +12,8 @@ import msgpack
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc._codec import encode
-from asgi_ipc.cli.messages import from_json, to_json
+from asgi_ipc._cli.messages import from_json, to_json
+from asgi_ipc._store.codec import encode
 from asgi_ipc.exceptions import InvalidMessage
 
 from ..conftest import PATIENCE_S
@@ -163,7 +163,7 @@ runpy.run_module("asgi_ipc", run_name="__main__")
 
 
 def _slots(layer: AsyncIPCChannelLayer) -> list[int]:
-    from asgi_ipc._inspect import Inspector
+    from asgi_ipc._operator.inspect import Inspector
 
     with Inspector(layer.prefix, patience=PATIENCE_S) as inspector:
         return [loop.slot for loop in inspector.read().loops]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer
-from asgi_ipc.cli.app import COMMANDS
-from asgi_ipc.cli.bench import histogram
-from asgi_ipc.cli.options import size_in_bytes
+from asgi_ipc._cli.app import COMMANDS
+from asgi_ipc._cli.bench import histogram
+from asgi_ipc._cli.options import size_in_bytes
 
 from .conftest import COMMAND
 from .screens import Screen

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc.cli.terminal import keys_in
+from asgi_ipc._cli.terminal import keys_in
 
 from .conftest import COMMAND, validate
 from .screens import Screen

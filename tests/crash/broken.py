@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from asgi_ipc import _layout as L
-from asgi_ipc._segment import Segment
-from asgi_ipc._witness import Life
+from asgi_ipc._process.witness import Life
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm.segment import Segment
 
 from .world import World
 

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from asgi_ipc import _layout as L
-from asgi_ipc._check import check_groups, check_messages
-from asgi_ipc._segment import Segment
+from asgi_ipc._operator.check import check_groups, check_messages
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm.segment import Segment
 
 from .killing import Fuse, arm, in_child
 from .sight import Key, State, see_groups, see_messages

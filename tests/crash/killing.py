@@ -20,9 +20,9 @@ from typing import Any
 
 import posix_ipc
 
-from asgi_ipc import _layout as L
-from asgi_ipc import _segment
-from asgi_ipc._segment import Segment
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm import segment as segment_module
+from asgi_ipc._shm.segment import Segment
 
 STEPS = (
     "before the lock",
@@ -176,8 +176,8 @@ class _Words:
 
 def arm(segments: Iterable[Segment], fuse: Fuse) -> None:
     """Let every step on these segments count. For a child that ends soon: nothing is undone."""
-    assert isinstance(_segment._flock, CountedLock)
-    _segment._flock.fuse = fuse
+    assert isinstance(segment_module._flock, CountedLock)
+    segment_module._flock.fuse = fuse
     for segment in segments:
         arm_memory(segment, fuse)
         _arm_growth(segment, fuse)

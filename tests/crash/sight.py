@@ -1,6 +1,6 @@
 """What an observer sees in two segments: the state that a crash must not spoil.
 
-Read with ``_layout`` alone. A state is a flat dict of components, so that two of them can
+Read with ``_shm/layout`` alone. A state is a flat dict of components, so that two of them can
 be compared piece by piece. What housekeeping may do between any two operations is left
 out of it, and nothing else:
 
@@ -16,8 +16,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 
-from asgi_ipc import _layout as L
-from asgi_ipc._segment import Segment
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm.segment import Segment
 
 Key = tuple[str | int, ...]
 State = dict[Key, object]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from asgi_ipc._segment import Segment
+from asgi_ipc._shm.segment import Segment
 
 from . import broken
 from .explorer import Explorer

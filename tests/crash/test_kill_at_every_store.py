@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import _fanout, _membership, _slots
-from asgi_ipc import _layout as L
+from asgi_ipc._shm import layout as L
+from asgi_ipc._store import fanout as fanout_module
+from asgi_ipc._store import membership, slots
 from asgi_ipc.names import home_of
 
 from .explorer import Explorer
@@ -354,14 +355,14 @@ def test_ordinary_changes_of_groups_are_whole(
     one = world.actors[0]
     done: list[str] = []
     for way in ("join", "renew", "leave"):
-        short_way = getattr(_membership, way)
+        short_way = getattr(membership, way)
 
         def noted(*arguments: Any, way: str = way, short_way: Any = short_way) -> Any:
             result = short_way(*arguments)
             done.append(way if result and result != (0, 0) else f"no {way}")
             return result
 
-        monkeypatch.setattr(_membership, way, noted)
+        monkeypatch.setattr(membership, way, noted)
     explorer.run(world.add(one, "g", "home!first"))
     for name in "abcd":
         explorer.explore(world.add(one, "g", f"home!{name}"))
@@ -410,7 +411,7 @@ def test_an_ordinary_group_message_is_sent_to_all_or_none(
     send_straight = fanout._send_straight
     straight: list[bool] = []
 
-    def noted(message: _fanout.GroupMessage, now: int) -> list[str] | None:
+    def noted(message: fanout_module.GroupMessage, now: int) -> list[str] | None:
         dead = send_straight(message, now)
         straight.append(dead is not None)
         return dead
@@ -447,7 +448,7 @@ def test_a_batch_may_stop_between_two_plans(
     make_explorer: MakeExplorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group message to more channels than one plan holds reaches some of them, each whole."""
-    monkeypatch.setattr(_fanout, "_SLICE", 2)
+    monkeypatch.setattr(fanout_module, "_SLICE", 2)
     explorer = make_explorer()
     world = explorer.world
     for number in range(12):
@@ -476,7 +477,7 @@ def test_leaving_many_channels_may_stop_between_two_plans(
     make_explorer: MakeExplorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A receive that was parked on more channels than one plan holds keeps its message."""
-    monkeypatch.setattr(_slots, "_PLAN_ROOM", 10)
+    monkeypatch.setattr(slots, "_PLAN_ROOM", 10)
     explorer = make_explorer()
     world = explorer.world
     explorer.run(world.claim(world.actors[0]))

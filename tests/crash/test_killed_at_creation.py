@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import _layout as L
-from asgi_ipc._check import check_messages
-from asgi_ipc._segment import Segment
+from asgi_ipc._operator.check import check_messages
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm.segment import Segment
 
 from .killing import Fuse, Ledger, arm_memory, in_child
 

@@ -2,7 +2,7 @@
 
 The *actors* stand for processes: each has attachments and memories of its own, so that one
 meets what the other changed behind its back. *Loops* are event loops that receive: what
-``aio`` and ``_port`` would do with the store is done here step by step, and this model
+``aio`` and ``_wake/port`` would do with the store is done here step by step, and this model
 keeps what only they know: who waits for what, and who was rung and has not looked yet.
 """
 
@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from asgi_ipc import _layout as L
-from asgi_ipc._fanout import Envelope, GroupMessage
-from asgi_ipc._membership import GroupStore
-from asgi_ipc._segment import Segment
-from asgi_ipc._site import drop_dead_homes
-from asgi_ipc._store import Letter, MessageStore, Settled, Taken
-from asgi_ipc._witness import Life
+from asgi_ipc._process.witness import Life
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm.segment import Segment
+from asgi_ipc._store.fanout import Envelope, GroupMessage
+from asgi_ipc._store.membership import GroupStore
+from asgi_ipc._store.messages import Letter, MessageStore, Settled, Taken
+from asgi_ipc._wake.site import drop_dead_homes
 from asgi_ipc.exceptions import ChannelFull
 from asgi_ipc.names import home_of
 

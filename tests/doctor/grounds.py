@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc._doctor import Finding, examine
+from asgi_ipc._operator.doctor import Finding, examine
 
 from ..conftest import PATIENCE_S
 
@@ -22,7 +22,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two use
 
 EXAMINE = """
 import json
-from asgi_ipc._doctor import examine
+from asgi_ipc._operator.doctor import examine
 def show(**options):
     for one in examine(PREFIX, **{**SIZES, "watch": 30.0, **options}):
         say(json.dumps(one.as_dict()))

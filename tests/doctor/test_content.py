@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer, ChannelFull
-from asgi_ipc import _layout as L
-from asgi_ipc._inspect import Inspector, LockHeld
+from asgi_ipc._operator.inspect import Inspector, LockHeld
+from asgi_ipc._shm import layout as L
 
 from ..conftest import HALF_A_COMMIT, PATIENCE_S
 from ..stepping import drive

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc._doctor import CODES, Finding, examine, worst
+from asgi_ipc._operator.doctor import CODES, Finding, examine, worst
 from asgi_ipc.exceptions import InvalidName
 
 from ..stepping import drive
@@ -132,7 +132,7 @@ def test_an_invalid_prefix_is_refused(prefix: str) -> None:
 
 def test_every_code_is_used_and_in_the_troubleshooting_table() -> None:
     """Nothing that can be found is without a line in the documentation, and the reverse."""
-    source = "".join(path.read_text() for path in (ROOT / "asgi_ipc/_doctor").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "asgi_ipc/_operator/doctor").glob("*.py"))
     page = (ROOT / "docs/troubleshooting.md").read_text()
     assert [code for code in CODES if source.count(f'"{code}"') < 2] == []
     documented = set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE))
@@ -141,9 +141,9 @@ def test_every_code_is_used_and_in_the_troubleshooting_table() -> None:
 
 def test_every_command_of_a_remedy_exists() -> None:
     """What remedies tell the operator to run is there to be run."""
-    from asgi_ipc.cli.app import app
+    from asgi_ipc._cli.app import app
 
-    sources = [*(ROOT / "asgi_ipc/_doctor").glob("*.py"), ROOT / "docs/troubleshooting.md"]
+    sources = [*(ROOT / "asgi_ipc/_operator/doctor").glob("*.py"), ROOT / "docs/troubleshooting.md"]
     told = {
         name for path in sources for name in re.findall(r"asgi-ipc ([a-z]+)[ `]", path.read_text())
     }

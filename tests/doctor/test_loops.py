@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc._bell import Door, bells_directory, door_path, make_directory, new_bell
-from asgi_ipc._doctor._probe import is_alive
-from asgi_ipc._doctor._processes import inotify_instances, inotify_limit
+from asgi_ipc._operator.doctor.probe import is_alive
+from asgi_ipc._operator.doctor.processes import inotify_instances, inotify_limit
+from asgi_ipc._wake.bell import Door, bells_directory, door_path, make_directory, new_bell
 
 from ..conftest import ONLY_RINGS
 from ..stepping import drive

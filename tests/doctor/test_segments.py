@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer, IPCChannelLayer
-from asgi_ipc import _layout as L
-from asgi_ipc._doctor import examine
+from asgi_ipc._operator.doctor import examine
+from asgi_ipc._shm import layout as L
 from asgi_ipc.exceptions import SegmentError, SegmentPermission
 
 from ..conftest import PATIENCE_S
@@ -133,7 +133,7 @@ def test_a_creator_that_was_killed_leaves_a_warning(prefix: str, start: Start) -
     """Half made; the next process makes it whole, as the remedy says."""
     creator = start(
         """
-import asgi_ipc._segment as module
+import asgi_ipc._shm.segment as module
 module.Segment._map = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 AsyncIPCChannelLayer(PREFIX, **SIZES)
 """
@@ -401,7 +401,7 @@ print("attached", flush=True)
 sys.stdin.readline()
 '''], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 used.stdout.readline()
-from asgi_ipc._doctor import sites
+from asgi_ipc._operator.doctor import sites
 say(json.dumps([one[:3] + (one.state,) for one in sites()]))
 say(used.pid)
 show()

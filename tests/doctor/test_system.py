@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc._doctor import Finding
+from asgi_ipc._operator.doctor import Finding
 
 from .grounds import EXAMINE, commands, ground, heard, needs_mount, of, shm
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import asgi_ipc
+from asgi_ipc.interface import _running
 from asgi_ipc.interface import application as interface
-from asgi_ipc.interface import running
 
 assert asgi_ipc.__file__ is not None
 PACKAGE = str(Path(asgi_ipc.__file__).parent)
@@ -23,7 +23,7 @@ PACKAGE = str(Path(asgi_ipc.__file__).parent)
 async def state() -> dict[str, Any]:
     """What this process holds just now."""
     gc.collect()
-    server = running._server
+    server = _running._server
     pages, shared_pages = map(int, Path("/proc/self/statm").read_text().split()[1:3])
     coroutines: list[Any] = [task.get_coro() for task in asyncio.all_tasks()]
     found: dict[str, Any] = {

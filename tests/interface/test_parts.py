@@ -12,9 +12,9 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.interface import InterfaceOptions, InterfaceServer, LayerOptions
-from asgi_ipc.interface.backlog import Backlog
-from asgi_ipc.interface.interrupt import Interrupt
-from asgi_ipc.interface.messages import (
+from asgi_ipc.interface._backlog import Backlog
+from asgi_ipc.interface._interrupt import Interrupt
+from asgi_ipc.interface._messages import (
     Malformed,
     connect_message,
     parse_start,

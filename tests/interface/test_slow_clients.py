@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from asgi_ipc.interface.patience import unacknowledged
+from asgi_ipc.interface._patience import unacknowledged
 from tests.conftest import Child
 
 from .answering import pattern

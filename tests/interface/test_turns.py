@@ -11,8 +11,8 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, IPCChannelLayer
-from asgi_ipc._inspect import Inspector
-from asgi_ipc._peek import peek
+from asgi_ipc._operator.inspect import Inspector
+from asgi_ipc._operator.peek import peek
 from asgi_ipc.interface import InterfaceOptions, InterfaceServer
 
 from .processes import PATIENCE_S, Server, eventually

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_ipc import AsyncIPCChannelLayer
-from asgi_ipc._reading import Channel
+from asgi_ipc._operator.reading import Channel
 from asgi_ipc.metrics._families import OTHER, pattern_of, shown
 
 from .scraping import scrape

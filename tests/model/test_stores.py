@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from asgi_ipc import _layout as L
-from asgi_ipc._check import check_groups, check_messages
-from asgi_ipc._membership import GroupStore
-from asgi_ipc._segment import Segment
-from asgi_ipc._store import MessageStore, Settled
+from asgi_ipc._operator.check import check_groups, check_messages
+from asgi_ipc._shm import layout as L
+from asgi_ipc._shm.segment import Segment
+from asgi_ipc._store.membership import GroupStore
+from asgi_ipc._store.messages import MessageStore, Settled
 from asgi_ipc.exceptions import ChannelFull
 from asgi_ipc.names import home_of
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asgi_ipc import _layout as L
+from asgi_ipc._shm import layout as L
 
 if TYPE_CHECKING:
     from ..conftest import Child

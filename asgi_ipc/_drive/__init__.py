@@ -1,0 +1,1 @@
+"""Who runs a coroutine where no event loop does."""

@@ -1,0 +1,1 @@
+"""Extents of a segment and named records in them."""

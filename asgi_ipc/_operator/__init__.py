@@ -1,0 +1,1 @@
+"""A site read from outside, without disturbing it."""

@@ -1,0 +1,1 @@
+"""This process: its number, its descriptors, and who else lives."""

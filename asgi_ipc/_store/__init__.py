@@ -1,0 +1,1 @@
+"""Messages and memberships: one method, one hold of the lock."""

@@ -1,0 +1,1 @@
+"""Who sleeps, who rings, who lives."""
