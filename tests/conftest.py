@@ -273,7 +273,7 @@ asgi_ipc._wake.port.SAFETY_S = asgi_ipc._wake.port.SETTLED_S = 3600.0
 # For a child: what makes it die in a commit, the log written and nothing applied.
 HALF_A_COMMIT = """
 import struct
-from asgi_ipc import _layout as L
+from asgi_ipc._shm import layout as L
 def half(plan, flags=0):
     pairs = [part for pair in plan.items() for part in pair]
     start = 8 * L.LOG

@@ -256,8 +256,9 @@ def test_where_the_kernel_cannot_empty_a_page_the_pid_tells(
         + f"""
 import faulthandler, os, signal, sys, threading, time
 refuse({NUMBERS[platform.machine()]["madvise"]}, {errno.EINVAL})
-from asgi_ipc import AsyncIPCChannelLayer, _own
-assert isinstance(_own.here, _own._Pid)
+from asgi_ipc import AsyncIPCChannelLayer
+from asgi_ipc._process import own
+assert isinstance(own.here, own._Pid)
 PREFIX = sys.argv[1]
 SIZES = {{"message_memory": 8 << 20, "group_memory": 4 << 20}}
 """
@@ -296,8 +297,8 @@ def fork():
     say("child", os.waitpid(pid, 0)[1])
     layer.sync.send("c", {{}})
 def signal_fd():
-    return next(iter(_poll_loop._alarms), -1)
-from asgi_ipc import _poll_loop
+    return next(iter(poll_loop._alarms), -1)
+from asgi_ipc._drive import poll_loop
 layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
 thread = threading.Thread(target=fork)
 thread.start()

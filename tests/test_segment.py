@@ -30,7 +30,7 @@ MakeSegment = Callable[..., Segment]
 Start = Callable[..., "Child"]
 
 CHILD_SEGMENT = """
-from asgi_ipc import _layout as L
+from asgi_ipc._shm import layout as L
 from asgi_ipc._shm.segment import Plan, Segment
 def attach(size=1 << 20):
     return Segment(f"/{PREFIX}-messages", L.KIND_MESSAGES, size, mode=0o600, lock_timeout=20.0)

@@ -25,8 +25,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from .._shm import layout as L
-from .._shm.segment import Plan, Segment
-from ..exceptions import SegmentCorrupt
+from .._shm.segment import Plan, Segment, damaged
 
 __all__ = ["Heap", "HeapFull"]
 
@@ -71,10 +70,7 @@ class Heap:
             or extent < segment.heap_start
             or (extent >= segment.backed_end and not segment.is_backed(extent))
         ):
-            raise SegmentCorrupt(
-                f"segment {segment.name} is damaged (an extent at word {extent}): stop every "
-                "process that uses it, unlink it and start again"
-            )
+            raise damaged(segment.name, f"an extent at word {extent}")
         return extent
 
     def capacity_bytes(self) -> int:
@@ -158,10 +154,7 @@ class Heap:
         """Give an extent back."""
         header = plan[self.check(extent)]
         if not L.EXTENT_FREE < header >> L.KIND_SHIFT < L.EXTENT_END:
-            raise SegmentCorrupt(
-                f"segment {self._segment.name} is damaged (word {extent} freed twice): stop "
-                "every process that uses it, unlink it and start again"
-            )
+            raise damaged(self._segment.name, f"word {extent} freed twice")
         granules = header & L.SIZE_MASK
         quick = L.QUICK_OF[granules] if granules <= L.LARGEST_QUICK else 0
         if quick:
@@ -205,10 +198,7 @@ class Heap:
             mask = plan[L.BITMAP + part]
         found = (part << 6) + (mask & -mask).bit_length() - 1
         if found >= L.CLASS_COUNT:
-            raise SegmentCorrupt(
-                f"segment {self._segment.name} is damaged (a free list of class {found}): stop "
-                "every process that uses it, unlink it and start again"
-            )
+            raise damaged(self._segment.name, f"a free list of class {found}")
         return self.check(plan[L.CLASSES + found])
 
     def _last_resort(self, plan: Plan, granules: int) -> int:
@@ -231,10 +221,7 @@ class Heap:
         size = header & L.SIZE_MASK
         rest = size - granules
         if rest < 0 or header >> L.KIND_SHIFT != L.EXTENT_FREE:
-            raise SegmentCorrupt(
-                f"segment {self._segment.name} is damaged (a free extent of {size} granules "
-                "in the wrong list): stop every process that uses it, unlink it and start again"
-            )
+            raise damaged(self._segment.name, f"a free extent of {size} granules in the wrong list")
         if not rest:
             self._unlist(plan, found, size)
             plan[found] = header ^ (L.EXTENT_FREE ^ kind) << L.KIND_SHIFT

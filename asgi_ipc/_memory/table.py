@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 
 from .._shm import layout as L
-from .._shm.segment import Plan, Segment
+from .._shm.segment import Plan, Segment, damaged
 from ..exceptions import SegmentCorrupt
 from .heap import Heap
 
@@ -105,10 +105,7 @@ class Table:
         length = words[self._heap.check(record) + L.KEY] & 0xFFFFFFFF
         start = 8 * (record + L.KEY_WORD[kind])
         if length > 99 or words[record] >> L.KIND_SHIFT != kind:
-            raise SegmentCorrupt(
-                f"segment {self._segment.name} is damaged (a record at word {record} of the wrong "
-                "shape): stop every process that uses it, unlink it and start again"
-            )
+            raise damaged(self._segment.name, f"a record at word {record} of the wrong shape")
         name: bytes = self._segment.memory[start : start + length]
         return name.decode("ascii")
 
@@ -148,10 +145,7 @@ class Table:
         return L.BUCKETS + ((key_word >> 32) & (self._segment.heap_start - L.BUCKETS - 1))
 
     def _loop(self) -> SegmentCorrupt:
-        return SegmentCorrupt(
-            f"segment {self._segment.name} is damaged (a hash chain that does not end or lacks "
-            "its record): stop every process that uses it, unlink it and start again"
-        )
+        return damaged(self._segment.name, "a hash chain that does not end or lacks its record")
 
 
 def new_ident() -> int:

@@ -23,10 +23,9 @@ from typing import ParamSpec, TypeVar
 
 from .._process.own import identity_of, this_process
 from .._shm import layout as L
-from .._shm.segment import PICKLE_2, Segment, left_by_original
+from .._shm.segment import PICKLE_2, Segment, damaged, left_by_original
 from .._wake.bell import bells_directory
 from ..exceptions import (
-    SegmentCorrupt,
     SegmentError,
     SegmentMismatch,
     SegmentPermission,
@@ -177,9 +176,8 @@ class Image(Segment):
                 f"{L.LAYOUT_VERSION}: use the asgi-ipc command of the site's own environment"
             )
         if size != info.st_size or size < L.MIN_SEGMENT_BYTES or kind != self.kind:
-            raise SegmentCorrupt(
-                self._broken(f"it has {info.st_size} bytes, kind {kind}, and says {size} bytes")
-            )
+            what = f"it has {info.st_size} bytes, kind {kind}, and says {size} bytes"
+            raise damaged(self.name, what)
         self.size_bytes = size
         self.heap_start = L.heap_start(size)
         self.heap_limit = (size // 8 - L.GRANULE_WORDS) & -L.GRANULE_WORDS
@@ -206,7 +204,7 @@ class Image(Segment):
             self._refresh()
             return operation(*args, **kwargs)
         except (IndexError, OverflowError, UnicodeDecodeError, struct.error) as exc:
-            raise SegmentCorrupt(self._broken(f"{type(exc).__name__}: {exc}")) from exc
+            raise damaged(self.name, f"{type(exc).__name__}: {exc}") from exc
         finally:
             fcntl.flock(self.lock_fd, fcntl.LOCK_UN)
             ended = time.perf_counter()

@@ -16,7 +16,8 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 from .._shm import layout as L
-from ..exceptions import SegmentCorrupt, SegmentError
+from .._shm.segment import damaged
+from ..exceptions import SegmentError
 from .image import Image
 from .reading import Channel, Group, Home, Leaf, Loop, Memory, Totals
 
@@ -117,23 +118,16 @@ class _Walk:
                     continue
                 for _ in range(_CHAIN_LIMIT):
                     if record & 3 or record < image.heap_start:
-                        raise _damaged(image, record)
+                        raise damaged(image.name, f"a record at word {record}")
                     following = words[record + L.HASH_NEXT]
                     yield record
                     if not following:
                         break
                     record = following
                 else:
-                    raise _damaged(image, record)
+                    raise damaged(image.name, f"a record at word {record}")
                 if self._is_late:
                     return
-
-
-def _damaged(image: Image, record: int) -> SegmentCorrupt:
-    return SegmentCorrupt(
-        f"segment {image.name} is damaged (a record at word {record}): run asgi-ipc check, stop "
-        "every process that uses it, unlink it and start again"
-    )
 
 
 # -- the messages segment ----------------------------------------------------------------
@@ -153,7 +147,7 @@ class Messages:
         walk.run()
         for record, raw in zip(self._records, self._raws, strict=True):
             if len(raw) < 8 * L.CH_KEY or raw[_KIND_BYTE] != L.EXTENT_CHANNEL:
-                raise _damaged(image, record)
+                raise damaged(image.name, f"a record at word {record}")
         idents = [_RECORD(raw, _RECORD_START)[0] for raw in self._raws]
         look_again = itemgetter(0, 0, *[record + L.IDENT for record in self._records])
         walk.finish(lambda: self._finish(look_again))
@@ -166,7 +160,7 @@ class Messages:
         if words[record + L.CH_SENT] != words[record + L.CH_TAKEN] and not words[record + L.OWNER]:
             head = words[record + L.CH_HEAD]
             if head & 3 or head < image.heap_start:
-                raise _damaged(image, record)
+                raise damaged(image.name, f"a record at word {record}")
             sent_ns = words[head + L.MSG_SENT]
         self._records.append(record)
         self._raws.append(image.memory[start : start + 8 * L.CH_KEY + _NAME_LIMIT])
@@ -283,7 +277,7 @@ def _bits(masks: tuple[int, ...]) -> Iterator[int]:
 def _name(image: Image, record: int, raw: Any, key: int, key_word: int) -> str:
     length = key & 0xFFFFFFFF
     if length > _NAME_LIMIT:
-        raise _damaged(image, record)
+        raise damaged(image.name, f"a record at word {record}")
     return bytes(raw[8 * key_word : 8 * key_word + length]).decode("ascii", "replace")
 
 
@@ -305,7 +299,7 @@ def read_groups(image: Image) -> list[Group]:
     groups = []
     for record, kind, raw in copied:
         if kind not in (L.EXTENT_GROUP, L.EXTENT_HOME):
-            raise _damaged(image, record)
+            raise damaged(image.name, f"a record at word {record}")
         fields = _RECORD(raw.ljust(8 * L.CH_KEY, b"\0"), _RECORD_START)
         name = _name(image, record, raw, fields[L.KEY - L.IDENT], L.KEY_WORD[kind])
         if kind == L.EXTENT_GROUP:
@@ -367,7 +361,7 @@ def _listed_bytes(image: Image) -> tuple[int, int, bool]:
     for extent in reversed(firsts):  # the large ones first
         while extent:
             if extent & 3 or extent < image.heap_start:
-                raise _damaged(image, extent)
+                raise damaged(image.name, f"an extent at word {extent}")
             granules = words[extent] & L.SIZE_MASK
             free += granules
             largest = max(largest, granules)

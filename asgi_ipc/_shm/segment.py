@@ -58,7 +58,7 @@ from ..exceptions import (
 )
 from . import layout as L
 
-__all__ = ["PICKLE_2", "Detached", "LockBusy", "Plan", "Segment", "left_by_original"]
+__all__ = ["PICKLE_2", "Detached", "LockBusy", "Plan", "Segment", "damaged", "left_by_original"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -238,7 +238,7 @@ class Segment:
             )
         ready = head[L.READY_WORD] == L.READY_MARK
         if not ready and head[L.READY_WORD] != 0:
-            raise SegmentCorrupt(self._broken("its ready mark is damaged"))
+            raise damaged(self.name, "its ready mark is damaged")
         if ready and head[L.VERSION_WORD] != L.LAYOUT_VERSION:
             raise SegmentMismatch(
                 f"segment {self.name} has layout version {head[L.VERSION_WORD]}, and this "
@@ -300,9 +300,8 @@ class Segment:
     def _check_header(self, size: int) -> None:
         words = self.words
         if words[L.SIZE_WORD] != size or size < L.MIN_SEGMENT_BYTES:
-            raise SegmentCorrupt(
-                self._broken(f"it has {size} bytes, and its header says {words[L.SIZE_WORD]}")
-            )
+            what = f"it has {size} bytes, and its header says {words[L.SIZE_WORD]}"
+            raise damaged(self.name, what)
         if words[L.KIND_WORD] != self.kind:
             raise SegmentMismatch(
                 f"segment {self.name} is of kind {words[L.KIND_WORD]}, not {self.kind}: "
@@ -324,7 +323,7 @@ class Segment:
         """Word after the backed heap, checked."""
         end: int = self.words[L.HEAP_END]
         if not self.heap_start <= end <= self.heap_limit or end % L.GRANULE_WORDS:
-            raise SegmentCorrupt(self._broken(f"its heap ends at word {end}"))
+            raise damaged(self.name, f"its heap ends at word {end}")
         return end
 
     def is_deleted(self) -> bool:
@@ -506,7 +505,7 @@ class Segment:
                     self.on_epoch()
                 return operation(*args, **kwargs)
             except (IndexError, OverflowError, UnicodeDecodeError, struct.error) as exc:
-                raise SegmentCorrupt(self._broken(f"{type(exc).__name__}: {exc}")) from exc
+                raise damaged(self.name, f"{type(exc).__name__}: {exc}") from exc
             finally:
                 try:
                     _flock(self.lock_fd, _UNLOCK)
@@ -707,12 +706,12 @@ class Segment:
         entry = words[L.LOG_N]
         count = entry & (L.LOG_RESET - 1)
         if count > L.LOG_CAPACITY or entry & ~(L.LOG_RESET | (L.LOG_RESET - 1)):
-            raise SegmentCorrupt(self._broken(f"its log claims {entry} entries"))
+            raise damaged(self.name, f"its log claims {entry} entries")
         pairs = words[L.LOG : L.LOG + 2 * count].tolist()
         keys, values = pairs[::2], pairs[1::2]
         end = self.heap_limit + L.GRANULE_WORDS
         if any(not L.FIRST_MUTABLE <= key < end or L.CLASSES > key > L.SEQUENCE for key in keys):
-            raise SegmentCorrupt(self._broken("its log names words that no operation writes"))
+            raise damaged(self.name, "its log names words that no operation writes")
         if entry & L.LOG_RESET:
             self._reset()
         for word, value in zip(keys, values, strict=True):
@@ -763,11 +762,13 @@ class Segment:
         self.backed_end = self.heap_end()  # another process may have grown the heap
         return word < self.backed_end
 
-    def _broken(self, what: str) -> str:
-        return (
-            f"segment {self.name} is damaged ({what}): stop every process that uses it, unlink "
-            "it and start again"
-        )
+
+def damaged(segment: str, what: str) -> SegmentCorrupt:
+    """Return the error for a segment whose content cannot be."""
+    return SegmentCorrupt(
+        f"segment {segment} is damaged ({what}): stop every process that uses it, unlink it and "
+        "start again"
+    )
 
 
 _kept: list[object] = []

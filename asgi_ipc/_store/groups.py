@@ -16,8 +16,7 @@ from typing import NamedTuple
 from .._memory.heap import Heap
 from .._memory.table import Table
 from .._shm import layout as L
-from .._shm.segment import Plan, Segment
-from ..exceptions import SegmentCorrupt
+from .._shm.segment import Plan, Segment, damaged
 
 __all__ = ["Groups", "Member"]
 
@@ -81,10 +80,7 @@ class Groups:
             record = following
             limit -= L.GRANULE_WORDS
             if limit < 0:
-                raise SegmentCorrupt(
-                    f"segment {self.segment.name} is damaged (a list of members that does not "
-                    "end): stop every process that uses it, unlink it and start again"
-                )
+                raise damaged(self.segment.name, "a list of members that does not end")
 
     # -- changing ------------------------------------------------------------------------
 

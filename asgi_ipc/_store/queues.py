@@ -15,7 +15,7 @@ from typing import NamedTuple
 from .._memory.heap import Heap
 from .._memory.table import Table
 from .._shm import layout as L
-from .._shm.segment import Plan, Segment
+from .._shm.segment import Plan, Segment, damaged
 from ..exceptions import SegmentCorrupt
 
 __all__ = ["Popped", "Queues"]
@@ -287,7 +287,4 @@ class Queues:
         self.heap.free(plan, extent)
 
     def _bad_message(self, extent: int) -> SegmentCorrupt:
-        return SegmentCorrupt(
-            f"segment {self.segment.name} is damaged (a message at word {extent} of the wrong "
-            "shape): stop every process that uses it, unlink it and start again"
-        )
+        return damaged(self.segment.name, f"a message at word {extent} of the wrong shape")

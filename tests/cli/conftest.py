@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..conftest import Child
 
 assert asgi_ipc.__file__ is not None
-SCHEMA = json.loads((Path(asgi_ipc.__file__).parent / "cli" / "schema.json").read_text())
+SCHEMA = json.loads((Path(asgi_ipc.__file__).parent / "_cli" / "schema.json").read_text())
 COMMAND = (sys.executable, "-m", "asgi_ipc")
 
 

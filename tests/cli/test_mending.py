@@ -20,7 +20,7 @@ MakeLayer = Callable[..., AsyncIPCChannelLayer]
 
 KILLED_IN_COMMIT = """
 layer = IPCChannelLayer(PREFIX, **SIZES)
-from asgi_ipc import _layout as L
+from asgi_ipc._shm import layout as L
 store = layer.core._site.messages
 segment = store.segment
 layer.send("jobs", {"n": 1})

@@ -22,7 +22,7 @@ from tests.channels4.browser import chromium, find_chromium
 from .blocks import DOCS, PAGES, ROOT
 from .pages import is_external, page_at, problem_of
 
-OWN_TOOLS = {"cli"}  # what a command prints is its documentation
+OWN_TOOLS = {"_cli"}  # what a command prints is its documentation
 PATIENCE_MS = 60_000
 SHOWN = ["reference/layers/", "reference/interface/"] + [
     "" if page.stem == "index" else f"{page.stem}/" for page in sorted(DOCS.glob("*.md"))
