@@ -20,6 +20,17 @@ assert asgi_ipc.__file__ is not None
 PACKAGE = str(Path(asgi_ipc.__file__).parent)
 
 
+def count_sockets() -> int:
+    """Return how many sockets this process has: connections, above all."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            count += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+        except FileNotFoundError:
+            pass  # the directory's own
+    return count
+
+
 async def state() -> dict[str, Any]:
     """What this process holds just now."""
     gc.collect()
@@ -30,6 +41,7 @@ async def state() -> dict[str, Any]:
         "tasks": len(coroutines),
         "our_tasks": sum(PACKAGE in one.cr_code.co_filename for one in coroutines),
         "descriptors": len(os.listdir("/proc/self/fd")),
+        "sockets": count_sockets(),
         "resident_bytes": pages * os.sysconf("SC_PAGESIZE"),
         "own_bytes": (pages - shared_pages) * os.sysconf("SC_PAGESIZE"),  # without the segments
         "attached": server is not None and server.layer._site.is_open,
