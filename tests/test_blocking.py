@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import resource
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +11,7 @@ import pytest
 from asgi_ipc import AsyncIPCChannelLayer
 from asgi_ipc._drive.poll_loop import PrivateLoops
 from asgi_ipc._wake.blocking import drive, driving, pause
-from asgi_ipc.exceptions import IPCError, SegmentError
+from asgi_ipc.exceptions import IPCError
 
 if TYPE_CHECKING:
     from .conftest import Child
@@ -40,50 +37,49 @@ def test_no_time_to_wait_takes_no_slot_and_no_descriptor(make_layer: MakeLayer) 
     assert not layer._site.ports()
 
 
-@contextmanager
-def few_descriptors(count: int) -> Iterator[None]:
-    """Leave so many descriptors to this process."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
-    try:
-        try:
-            while True:
-                taken.append(os.open(os.devnull, os.O_RDONLY))
-        except OSError:
-            pass
-        for _ in range(count):
-            os.close(taken.pop())
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        for fd in taken:
-            os.close(fd)
-
-
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("count", range(8))
-def test_a_receive_without_descriptors_says_so(make_layer: MakeLayer, count: int) -> None:
+def test_a_receive_without_descriptors_says_so(start: Start, count: int) -> None:
     """However many are left it names the remedy, leaves nothing open, and works later."""
-    layer = make_layer()
-    layer.sync.send("d", {})
-    before = len(os.listdir("/proc/self/fd"))
-    gc.collect()  # nothing else is to give any back in the middle
-    with few_descriptors(count):
-        said = ""
-        try:
-            layer.sync.receive("c", timeout=0.001)
-        except SegmentError as exc:
-            said = str(exc)
-    # What an earlier test has left to the collector may give one back in the middle.
-    assert "ulimit -n" in said if said or not count else count, said
-    assert count < 5 or not said
-    layer.sync.close()
-    for port in layer._site.ports():
-        assert port.is_orphaned()
-    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the witness file
-    assert layer.sync.receive("c", timeout=0.001) is None
-    layer.sync.close()
+    child = start(
+        """
+import resource, warnings
+from asgi_ipc.exceptions import SegmentError
+def open_now():
+    return len(os.listdir("/proc/self/fd"))
+warnings.simplefilter("error")
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+layer.sync.send("d", {})
+before = open_now()
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+taken = []
+try:
+    while True:
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+for _ in range(int(sys.argv[2])):
+    os.close(taken.pop())
+try:
+    said = layer.sync.receive("c", timeout=0.001)
+except SegmentError as exc:
+    said = str(exc)
+for fd in taken:
+    os.close(fd)
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+layer.sync.close()
+say(open_now() - before <= 1, all(port.is_orphaned() for port in layer._site.ports()))
+say(layer.sync.receive("c", timeout=0.001))
+layer.sync.close()
+say(said)
+""",
+        str(count),
+    )
+    child.expect("True True")  # but for the witness, of which a process keeps one
+    child.expect("None")
+    said = child.line()
+    assert ("ulimit -n" in said) if count < 5 else (said == "None")
+    child.end()
 
 
 async def test_a_deadline_that_has_passed_takes_no_slot(make_layer: MakeLayer) -> None:
