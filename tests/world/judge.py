@@ -108,8 +108,10 @@ class Records:
             self.rest_streams.add((fact.who, more[0]))
         elif fact.kind == "statistics":
             self.statistics = more[0]
-        elif fact.kind == "born" and more[1] == "drain":
-            self.drain_begun_ns = fact.at_ns
+        elif fact.kind == "born":
+            self.names[more[0]] = fact.who  # its parent may be killed before it can say so
+            if more[1] == "drain":
+                self.drain_begun_ns = fact.at_ns
         elif fact.kind in ("error", "left"):
             self.errors.append(f"{fact.who}: {fact.kind} {more[0]}")
         elif fact.kind == "daemonised":
@@ -193,23 +195,31 @@ def _judge_order(records: Records) -> Iterator[str]:
 def _judge_losses(records: Records) -> Iterator[str]:
     """Every message that was accepted and did not come has its excuse."""
     lost: dict[str, list[Call]] = defaultdict(list)
+    drained_ns = max(  # the last look at any channel: until then a message may expire
+        (
+            call.ended_ns
+            for call in records.of("receive")
+            if call.who == "drain" and call.outcome != "open"
+        ),
+        default=records.drain_begun_ns,
+    )
     for sent in records.of("send", "send_many"):
         if sent.outcome != "ok":
             continue
         expiry_s = sent.arguments[1] if sent.what == "send" else None
-        if expiry_s is not None and sent.begun_ns + expiry_s * 1e9 < records.drain_begun_ns:
+        if expiry_s is not None and sent.begun_ns + expiry_s * 1e9 < drained_ns:
             continue
         channels = sent.arguments[0] if sent.what == "send_many" else [sent.arguments[0]]
         for channel in channels:
             if (channel, sent.who, sent.stream, sent.number) not in records.received:
                 lost[channel].append(sent)
     in_hand = _receives_in_hand(records)
-    drained = _ends_of_homes(records)
+    ends = _ends_of_homes(records)
     for channel, calls in lost.items():
         calls = [
             call
             for call in calls
-            if not any(end_ns > call.begun_ns for end_ns in drained.get(_home(channel), ()))
+            if not any(end_ns > call.begun_ns for end_ns in ends.get(_home(channel), ()))
         ]
         for call in calls:
             if not _excuse(call, channel, in_hand):

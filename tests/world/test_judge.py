@@ -54,6 +54,8 @@ class Story:
             self.say("site", "gone", who, 0)
         self.now_ns += 60 * SECOND
         self.say("drain", "born", 1, "drain")
+        self.now_ns += SECOND
+        self.call("drain", "receive", ["h!"], 0, end=("got", None, None))
         counts = ("messages_pending", "messages_count", "received_count", "expired_count")
         self.say("drain", "statistics", dict.fromkeys((*counts, "flushed_count"), 0))
         return judge(self.facts)
@@ -103,6 +105,17 @@ def a_member_that_left(story: Story) -> None:
     story.call("b", "join", "g0", "h!x")
     story.call("b", "leave", "g0", "h!x")
     story.call("a", "send_group", "g0", [])
+
+
+def an_orphan_that_has_ended(story: Story) -> None:
+    story.say("c", "born", 77, "os")  # its parent was killed before it wrote down the fork
+    story.call("c", "join", "g0", "h!x")
+    story.say("site", "gone", "", 0, 77)
+    story.census()
+
+
+def a_message_that_expires_while_channels_are_emptied(story: Story) -> None:
+    story.send("c", 60.5)
 
 
 def lost(story: Story) -> None:
@@ -207,6 +220,8 @@ SOUND: list[Callable[[Story], None]] = [
     an_inbox_that_died_with_its_process,
     a_member_that_gets_everything,
     a_member_that_left,
+    an_orphan_that_has_ended,
+    a_message_that_expires_while_channels_are_emptied,
 ]
 BROKEN: list[Callable[[Story], None]] = [
     lost,
