@@ -291,6 +291,16 @@ say("closed")
     assert [witness.ask(token) for token in tokens] == [Life.DEAD] * 3
 
 
+def test_what_was_given_back_is_dead_whatever_the_kernel_says(witness: Witness) -> None:
+    """Who closes its layer and joins again must know that its old home is nobody's."""
+    token = witness.take()
+    witness.close()
+    os.unlink(witness.path)
+    assert witness.ask(token) is Life.DEAD
+    assert witness.ask(token + 1) is Life.UNKNOWN
+    assert witness.ask(witness.take()) is Life.ALIVE
+
+
 def test_a_lock_that_was_lost_is_locked_again(witness: Witness) -> None:
     """Somebody in this process opened the file and closed it: that frees everything."""
     token = witness.take()

@@ -174,6 +174,7 @@ class Witness:
         self._files: dict[int, _File] = {}  # by mark: the one there now, and what was there before
         self._tokens: list[int] = []  # whose bytes are locked; the last one may be in use
         self._is_new = True  # none of them is
+        self._given_back: tuple[int, ...] = ()  # when it was last closed: nobody's any more
         self._finalizer = weakref.finalize(self, _let_go, self._files, self._tokens)
         self._finalizer.atexit = False  # the kernel frees it a moment later, when all has ended
 
@@ -219,6 +220,8 @@ class Witness:
 
     def ask(self, token: int) -> Life:
         """Say whether the process with a token lives. Never blocks, never raises."""
+        if token in self._given_back:
+            return Life.DEAD  # whatever the kernel may refuse to say
         file = self._files.get(token >> _MARK_SHIFT) or self._find(token)
         if file is None:
             return Life.UNKNOWN
@@ -275,7 +278,9 @@ class Witness:
     def close(self) -> None:
         """Give all bytes back, and let go of the file; ``take`` and ``ask`` open it anew."""
         self._is_new = True
+        tokens = () if _here.is_inherited() else tuple(self._tokens)
         _let_go(self._files, self._tokens)
+        self._given_back = tokens
 
     def abandon(self) -> None:
         """Forget what a forked child has inherited. Cannot fail; the parent keeps everything."""

@@ -54,12 +54,7 @@ def try_all(prefix: str, kind: str, limit: int, *failures: str) -> None:
     assert not done.stderr, done.stderr.decode()
 
 
-# These do not come out clean each time: whose witness cannot be asked or opened, rarely misses one
-# message of a group. They are tried in the long run.
-_NOT_YET_CLEAN = ("fcntl_lock", "open")
-
-
-@pytest.mark.parametrize("kind", [kind for kind in FAILURES if kind not in _NOT_YET_CLEAN])
+@pytest.mark.parametrize("kind", FAILURES)
 def test_a_call_that_fails_is_a_clear_error_and_no_more(prefix: str, kind: str) -> None:
     """The likeliest failure of each call: an IPCError or none, and all works afterwards."""
     try_all(prefix, kind, 25, FAILURES[kind][0])
