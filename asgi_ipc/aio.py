@@ -504,9 +504,9 @@ class AsyncIPCChannelLayer:
         if home is not name and home not in self._made:
             # Who joins a home after its owner's death is to stay: the others are dropped first.
             try:
-                is_dead = site.messages.have_dead_owner((home,))
+                is_dead = site.have_dead_owner((home,))
             except LockBusy:
-                is_dead = await self._run(site.messages.have_dead_owner, (home,))
+                is_dead = await self._run(site.have_dead_owner, (home,))
             if is_dead:
                 await self._run(site.drop_dead_homes, (home,))
         try:
@@ -628,7 +628,7 @@ class AsyncIPCChannelLayer:
         check_group(group)
         names = await self._run(self._site.groups.channels, group)
         homes = tuple({home_of(name) for name in names if "!" in name})
-        is_dead: bool = bool(homes) and await self._run(self._site.messages.have_dead_owner, homes)
+        is_dead: bool = bool(homes) and await self._run(self._site.have_dead_owner, homes)
         if is_dead:
             await self._run(self._site.drop_dead_homes, homes)
             names = await self._run(self._site.groups.channels, group)

@@ -484,6 +484,28 @@ def test_asking_waits_for_no_thread(witness: Witness, make_witness: MakeWitness)
     assert late.ask(token ^ 1) is Life.DEAD
 
 
+def test_who_has_to_know_waits_for_the_thread_that_opens(
+    witness: Witness, make_witness: MakeWitness
+) -> None:
+    """A join, say: a home whose owner is not known to be dead would lose it later."""
+    token = witness.take()
+    late = make_witness()
+    is_held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with witness_module._here.lock:
+            is_held.set()
+            go_on.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait()
+    assert not late.can_tell(token)
+    threading.Timer(0.05, go_on.set).start()
+    assert late.can_tell(token, wait=True)
+    thread.join()
+
+
 def test_asking_is_quick_and_needs_no_descriptor(witness: Witness) -> None:
     """Once the file is open nothing more is opened, whatever is asked."""
     token = witness.take()

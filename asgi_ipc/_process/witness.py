@@ -245,9 +245,17 @@ class Witness:
         self._forget(file)  # the next one who asks opens it anew
         return Life.UNKNOWN
 
-    def can_tell(self, token: int) -> bool:
-        """Whether a token's file is at hand, so that ``ask`` will have an answer."""
-        return token >> _MARK_SHIFT in self._files or self._find(token) is not None
+    def can_tell(self, token: int, *, wait: bool = False) -> bool:
+        """Whether ``ask`` will have an answer: a token's file is at hand.
+
+        Args:
+            wait: for another thread that opens it just now; not for who holds a lock.
+        """
+        return (
+            token in self._given_back
+            or token >> _MARK_SHIFT in self._files
+            or self._find(token, wait=wait) is not None
+        )
 
     def is_held(self) -> bool:
         """Whether the token, if there is one, is where others look for it; locked again if not."""
@@ -290,7 +298,7 @@ class Witness:
         if _here.is_inherited():
             _here.abandon()
 
-    def _find(self, token: int) -> _File | None:
+    def _find(self, token: int, *, wait: bool = False) -> _File | None:
         """Return the file that a token belongs to, if it is the one that lies there now."""
         if not token or not _CAN_ASK:
             return None
@@ -298,7 +306,7 @@ class Witness:
             self.abandon()
         lock = _here.lock
         try:
-            if not lock.acquire(blocking=False):
+            if not lock.acquire(blocking=wait):
                 return None  # another thread opens it; it may wait for a lock that is held here
             file = self._open(create=False)
         except OSError:

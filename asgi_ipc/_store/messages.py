@@ -581,21 +581,24 @@ class MessageStore:
         """Return how many messages wait in a home."""
         return self.segment.transact(self.records.depth, home)
 
-    def have_dead_owner(self, homes: Sequence[str]) -> bool:
-        """Whether the owner of one of these homes is proven dead: to be proven under the lock.
+    def owners(self, homes: Sequence[str]) -> list[int]:
+        """Return who owns these homes, of those that are owned.
 
         Without the lock as far as this process knows their records.
         """
         words = self.segment.words
-        ask = self.slots.ask
+        found = []
         for home in homes:
             record, ident = self.records.known.get(home, (0, 0))
             if words is None or not record or words[record + L.IDENT] != ident:
-                return bool(self.segment.transact(self.slots.owners_of_dead, homes))
-            owner = words[record + L.CH_OWNER]
-            if owner and ask(owner) is Life.DEAD:
-                return True
-        return False
+                return self.segment.transact(self._owners, homes)
+            found.append(words[record + L.CH_OWNER])
+        return [owner for owner in found if owner]
+
+    def _owners(self, homes: Sequence[str]) -> list[int]:
+        records = [self.records.find(home) for home in homes]
+        found = [self.segment.words[record + L.CH_OWNER] for record in records if record]
+        return [owner for owner in found if owner]
 
     def epoch(self) -> int:
         """Return the number a flush changes; read without the lock."""

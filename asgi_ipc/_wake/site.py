@@ -18,11 +18,11 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from .._process.own import NOBODY, here, letting_go, this_process
-from .._process.witness import Witness
+from .._process.witness import Life, Witness
 from .._shm import layout as L
 from .._shm.segment import Detached, LockBusy, Segment
 from .._store.membership import GroupStore
@@ -379,6 +379,20 @@ class Site:
                 self.port_by_loop.pop(key, None)
 
     # -- the dead ------------------------------------------------------------------------
+
+    def have_dead_owner(self, homes: Sequence[str]) -> bool:
+        """Whether the owner of one of these homes is dead: to be proven under the lock.
+
+        Who joins has to know, so this waits for another thread that opens the witness just now.
+
+        Raises:
+            LockBusy: to be called again.
+        """
+        witness = self.witness
+        return any(
+            witness.can_tell(owner, wait=True) and witness.ask(owner) is Life.DEAD
+            for owner in self.messages.owners(homes)
+        )
 
     def drop_dead_homes(self, homes: Iterable[str] = ()) -> None:
         """Drop the memberships of homes whose owner is proven dead: these, and others that wait.

@@ -58,6 +58,7 @@ class Records:
     def __init__(self, facts: Iterable[Fact]) -> None:
         self.calls: dict[tuple[str, int], Call] = {}
         self.ended_ns: dict[str, int] = {}
+        self.born: set[str] = set()
         self.killed: set[str] = set()
         self.names: dict[int, str] = {}  # of forked children, by pid
         self.settled: set[str] = set()
@@ -109,6 +110,7 @@ class Records:
         elif fact.kind == "statistics":
             self.statistics = more[0]
         elif fact.kind == "born":
+            self.born.add(fact.who)
             self.names[more[0]] = fact.who  # its parent may be killed before it can say so
             if more[1] == "drain":
                 self.drain_begun_ns = fact.at_ns
@@ -127,7 +129,10 @@ class Records:
         name, status = fact.more[:2]
         name = name or self.names.get(fact.more[2], "")  # an orphan, whom its parent knew by name
         self.ended_ns[name] = fact.at_ns
-        if status not in ((0, -9) if name in self.killed else (0,)):
+        allowed = {0, -9} if name in self.killed else {0}
+        if name not in self.born:
+            allowed.add(-15)  # asked to end before it could know of that
+        if status not in allowed:
             self.errors.append(f"{name or fact.more[2:]} ended with status {status}")
 
     def end_of(self, who: str) -> int:

@@ -118,6 +118,10 @@ def a_message_that_expires_while_channels_are_emptied(story: Story) -> None:
     story.send("c", 60.5)
 
 
+def one_asked_to_end_before_it_could_know(story: Story) -> None:
+    story.say("site", "gone", "c", -15)
+
+
 def lost(story: Story) -> None:
     story.send("c")
 
@@ -222,6 +226,7 @@ SOUND: list[Callable[[Story], None]] = [
     a_member_that_left,
     an_orphan_that_has_ended,
     a_message_that_expires_while_channels_are_emptied,
+    one_asked_to_end_before_it_could_know,
 ]
 BROKEN: list[Callable[[Story], None]] = [
     lost,
