@@ -93,12 +93,15 @@ def home_of_slot(slot: int) -> str:
     return f"home{slot}!"
 
 
-def make_plan(seed: int, prefix: str, seconds: float, user: int, descriptors: int) -> Plan:
+def make_plan(
+    seed: int, prefix: str, seconds: float, user: int, descriptors: int, *, interrupts: bool = True
+) -> Plan:
     """Draw a plan.
 
     Args:
         user: to run as; 0: as root.
         descriptors: how many each process may have open.
+        interrupts: whether handlers raise in the middle of calls.
     """
     chance = random.Random(seed)
     events = []
@@ -109,11 +112,11 @@ def make_plan(seed: int, prefix: str, seconds: float, user: int, descriptors: in
         event = Event(at_s, kind, chance.randrange(SLOTS), chance.uniform(0, 0.25))
         ended[event.slot] += kind in ("kill", "end")
         events.append(event)
-    lives = [[_draw_life(chance) for _ in range(count)] for count in ended]
+    lives = [[_draw_life(chance, interrupts) for _ in range(count)] for count in ended]
     return Plan(seed, prefix, seconds, user, descriptors, lives, events)
 
 
-def _draw_life(chance: random.Random) -> Life:
+def _draw_life(chance: random.Random, interrupts: bool) -> Life:
     face = chance.choice(FACES)
     in_threads = face in ("twin", "old")
     return Life(
@@ -123,7 +126,7 @@ def _draw_life(chance: random.Random) -> Life:
         preforks=chance.choice((0, 0, 1, 2)),
         forks=chance.random() < 0.6,
         closes_layer=chance.random() < 0.2,
-        is_interrupted=face == "twin" and chance.random() < 0.6,
+        is_interrupted=face == "twin" and chance.random() < 0.6 and interrupts,
         daemonises=in_threads and chance.random() < 0.3,
         closed_output=chance.random() < 0.3,
     )
