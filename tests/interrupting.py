@@ -84,7 +84,7 @@ def _is_whole(frame: FrameType) -> bool:
 _GIVES_BACK = (
     "_UNLOCK)",
     "SIG_SETMASK, mask.before)",
-    "SIG_BLOCK, _HELD)",
+    "SIG_BLOCK, HELD)",
     "_is_running = False",
     "driving.is_driving = before",
     "driving.call_out = before",

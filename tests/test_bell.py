@@ -10,14 +10,18 @@ import select
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from asgi_ipc import AsyncIPCChannelLayer
 from asgi_ipc._process.witness import Life, Witness
+from asgi_ipc._wake import bell as bell_module
 from asgi_ipc._wake.bell import (
     Bell,
     Door,
@@ -34,6 +38,8 @@ from asgi_ipc.exceptions import SegmentPermission
 if TYPE_CHECKING:
     from tests.conftest import Child
 
+MakeLayer = Callable[..., AsyncIPCChannelLayer]
+Start = Callable[..., "Child"]
 SLOT = 3
 ALIVE, DEAD, UNKNOWN = Life.ALIVE, Life.DEAD, Life.UNKNOWN
 KINDS = [EventBell, PipeBell] if hasattr(os, "eventfd") else [PipeBell]
@@ -610,3 +616,71 @@ def test_a_visitor_that_dies_at_the_door_is_no_problem(house: House) -> None:
         sock.close()
     assert house.door.answer()
     assert not house.door.answer()
+
+
+class Raised(Exception):
+    """What a signal handler raises."""
+
+
+def test_a_signal_while_a_bell_arrives_loses_no_descriptor(
+    start: Start, make_layer: MakeLayer
+) -> None:
+    """At whichever line of ringing: the bell that another process hands over is kept or closed."""
+    child = start(
+        """
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+async def main():
+    while True:
+        say((await layer.receive("c"))["n"])
+asyncio.run(main())
+"""
+    )
+    layer = make_layer()
+
+    def reach(n: int) -> None:
+        child.wait_for_state("S")
+        layer.sync.send("c", {"n": n})
+        while child.line() != str(n):
+            pass
+
+    def descriptors() -> int:
+        layer.close_now()
+        return len(os.listdir("/proc/self/fd"))
+
+    def on_signal(*_: object) -> None:
+        raise Raised
+
+    left = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != bell_module.__file__:
+            return None
+        if event == "line":
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGUSR1)
+        return trace
+
+    reach(0)
+    before = descriptors()
+    handler = signal.signal(signal.SIGUSR1, on_signal)
+    try:
+        for place in range(1, 1000):
+            reach(-place)  # by connecting; the bell is on its way then
+            child.wait_for_state("S")
+            left = place
+            sys.settrace(trace)
+            try:
+                layer.sync.send("c", {"n": place})
+            except Raised:
+                pass
+            finally:
+                sys.settrace(None)
+            reach(1000 + place)
+            assert descriptors() <= before, f"interrupted at line {place}"
+            if left > 0:
+                break
+    finally:
+        signal.signal(signal.SIGUSR1, handler)
+    assert place > 20

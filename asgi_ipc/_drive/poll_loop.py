@@ -20,22 +20,19 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from .._process.own import here, this_process
 from .._wake.bell import PipeBell, new_bell, ring
 from .._wake.blocking import driving
+from .._wake.signals import HELD, SignalMask, runs_handlers
 from ..exceptions import IPCError
 
 __all__ = ["PollLoop", "PrivateLoops"]
 
 R = TypeVar("R")
 
-# Not those of a fault of the thread itself: held back, it kills without a word of `faulthandler`.
-_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
-_HELD = tuple(map(int, signal.valid_signals() - _FAULTS))
-_NO_FD = (1 << 31) - 1
 # Where signals write while a thread of this process waits: process by descriptor. A child that is
 # forked meanwhile finds its parent's there.
 _alarms: dict[int, int] = {}
@@ -71,19 +68,6 @@ class _Timer:
         self.args = ()
 
 
-def _runs_handlers() -> bool:
-    """Whether this thread runs Python's signal handlers: the main one of the main interpreter."""
-    if threading.get_ident() != threading.main_thread().ident:
-        return False
-    try:
-        signal.set_wakeup_fd(_NO_FD)
-    except ValueError:
-        return False  # said before it looks at the descriptor, which there is none of
-    except OSError:
-        pass
-    return True
-
-
 def _begin_to_hear(fd: int) -> int | None:
     """Have each signal write a byte there; return what to put back, ``None`` if nothing was done.
 
@@ -114,31 +98,6 @@ def _put_back(fd: int) -> None:
         signal.set_wakeup_fd(-1)  # it was closed meanwhile
 
 
-class SignalMask:
-    """Holds signals back on the thread that runs handlers.
-
-    Attributes:
-        before: what was held back before. Whoever calls ``hold`` sets it again in the end: not by a
-            function of Python's, which a handler may keep from beginning, but by the system call.
-    """
-
-    def __init__(self) -> None:
-        self._is_main = _runs_handlers()
-        self.before: Iterable[int] = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        self.is_held = False
-
-    def hold(self) -> None:
-        """Hold them back."""
-        if self._is_main:
-            self.is_held = True
-            _signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
-
-    def serve(self) -> None:
-        """Let them in; the handlers of those that came meanwhile run in here."""
-        self.is_held = False
-        _signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
-
-
 class PollLoop:
     """An event loop for one thread; it goes with the thread."""
 
@@ -167,7 +126,7 @@ class PollLoop:
         self._on_close: list[Callable[[], None]] = []
         self._is_running = False
         self._mask = SignalMask()
-        self._is_main = _runs_handlers()
+        self._is_main = runs_handlers()
         self._is_closed = False
         self._set_alarm()
 
@@ -292,7 +251,7 @@ class PollLoop:
         finally:
             try:
                 self._mask.is_held = True
-                _signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+                _signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
             finally:
                 if before is not None:
                     _alarms.pop(fd, None)

@@ -20,9 +20,11 @@ that anybody is dead: that is for the witness alone to say (``_process/witness``
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import errno
 import os
 import select
+import signal
 import socket
 import stat
 import struct
@@ -39,6 +41,7 @@ from .._process.own import (
 )
 from .._process.witness import Life, Witness
 from ..exceptions import SegmentError, SegmentPermission
+from .signals import SignalMask
 
 __all__ = [
     "Bell",
@@ -454,26 +457,34 @@ class Ringer:
 
     def _collect(self, slot: int) -> None:
         """Take the bells that have arrived: the kernel counts those that are on their way."""
-        for one in [slot, *self._pending][:_COLLECTED]:
-            peer = self._peers.get(one)
-            if one not in self._pending or peer is None:
-                continue
-            try:
-                keep_off_streams()
-                message, fds, _, _ = socket.recv_fds(peer.sock, 1, 1)
-            except BlockingIOError:
-                continue
-            except OSError:
-                message, fds = b"", []  # ECONNRESET: it closed its door meanwhile
-            if fds and _is_bell(fds[0]):
-                peer.fd = fds[0]
-                self._pending.discard(one)
-                continue
-            for fd in fds:
-                os.close(fd)
-            self._drop(one)
-            if message:  # it could not hand the bell over, or we could not take it
-                self._bare[one] = time.monotonic() + _ASK_AGAIN_S
+        mask = SignalMask()
+        try:
+            mask.hold()  # a handler that raised would lose the descriptor that has just come
+            for one in [slot, *self._pending][:_COLLECTED]:
+                self._collect_one(one)
+        finally:
+            _signal.pthread_sigmask(signal.SIG_SETMASK, mask.before)
+
+    def _collect_one(self, slot: int) -> None:
+        peer = self._peers.get(slot)
+        if slot not in self._pending or peer is None:
+            return
+        try:
+            keep_off_streams()
+            message, fds, _, _ = socket.recv_fds(peer.sock, 1, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            message, fds = b"", []  # ECONNRESET: it closed its door meanwhile
+        if fds and _is_bell(fds[0]):
+            peer.fd = fds[0]
+            self._pending.discard(slot)
+            return
+        for fd in fds:
+            os.close(fd)
+        self._drop(slot)
+        if message:  # it could not hand the bell over, or we could not take it
+            self._bare[slot] = time.monotonic() + _ASK_AGAIN_S
 
     def _connect(self, slot: int, token: int) -> bool:
         """Ring by connecting; whether there was a door."""
