@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import resource
+import socket
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -162,3 +166,39 @@ def test_a_thousand_idle_websockets(start_server: StartServer, workers: Workers)
 
     asyncio.run(scenario())
     eventually(lambda: is_idle(server.state()), "the end of all websockets")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["uvicorn", "hypercorn"])
+def test_ten_thousand_idle_connections(
+    start_server: StartServer, workers: Workers, kind: str
+) -> None:
+    """Strangers that connect and say nothing cost little, and stand in nobody's way."""
+    count = 10_000
+    needed = count + 1_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        pytest.skip(f"needs {needed} descriptors, and may have {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+    workers()
+    server = start_server(kind)
+    before = eventually(lambda: server.state(), "its state")
+    with ExitStack() as strangers:
+        for number in range(count):
+            address = f"127.0.0.{2 + number % 4}"  # more ports than one address may have
+            strangers.enter_context(
+                socket.create_connection(("127.0.0.1", server.port), 30, (address, 0))
+            )
+        began = time.perf_counter()
+        for _ in range(100):
+            assert server.client.get("/").status_code == 200
+        each_s = (time.perf_counter() - began) / 100
+        state = server.state()
+        cost = (state["resident_bytes"] - before["resident_bytes"]) / count
+        print(f"{state['sockets']} sockets, {cost:.0f} bytes each; a request {each_s * 1e3:.2f} ms")
+        # Hypercorn itself closes who says nothing for 5 s.
+        assert kind == "hypercorn" or state["sockets"] >= count
+        assert cost <= 20_000
+    if kind == "uvicorn":  # hypercorn keeps some of those who went
+        eventually(lambda: server.state()["sockets"] < before["sockets"] + 20, "their end")
