@@ -265,7 +265,9 @@ def test_a_forked_child_does_not_tell_what_its_parent_has_to(
 def test_every_event_is_in_the_documentation_and_the_reverse() -> None:
     """With its level."""
     root = Path(__file__).parent.parent
-    source = "".join(path.read_text() for path in (root / "asgi_ipc").glob("*.py"))
+    package = root / "asgi_ipc"
+    files = [*package.glob("*.py"), *package.glob("_*/*.py")]
+    source = "".join(path.read_text() for path in files)
     noted = re.findall(r"logging\.([A-Z]+),\s+\"([a-z-]+)\"", source)
     logged = re.findall(
         r"logger\.([a-z]+)\((?:[^()]|\([^()]*\))*?extra=\{\"event\": \"([a-z-]+)\"", source
