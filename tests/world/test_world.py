@@ -25,12 +25,12 @@ def play(
     user: int,
     descriptors: int,
     *,
-    interrupts: bool = True,
+    is_calm: bool = False,
 ) -> None:
     """Play a plan and fail with everything that does not add up, and the seed."""
     seed = int(os.environ.get("WORLD_SEED") or random.SystemRandom().randrange(2**32))
     print(f"WORLD_SEED={seed}")
-    plan = make_plan(seed, prefix, seconds, user, descriptors, interrupts=interrupts)
+    plan = make_plan(seed, prefix, seconds, user, descriptors, is_calm=is_calm)
     plan.save(folder / "plan.json")
     command = [sys.executable, "-m", f"{__package__}.site", str(folder / "plan.json"), str(folder)]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
@@ -47,18 +47,18 @@ def play(
 
 def test_an_ordinary_users_site_keeps_every_promise(prefix: str, tmp_path: Path) -> None:
     """Kills, stops, forks, cancels, second loops: every message and member is accounted for."""
-    play(prefix, tmp_path, 12, ORDINARY_USER, 1024, interrupts=False)
+    play(prefix, tmp_path, 12, ORDINARY_USER, 1024, is_calm=True)
 
 
 def test_a_site_of_few_descriptors_keeps_every_promise(prefix: str, tmp_path: Path) -> None:
     """The same with 64 descriptors for each process."""
-    play(prefix, tmp_path, 12, ORDINARY_USER, 64, interrupts=False)
+    play(prefix, tmp_path, 12, ORDINARY_USER, 64, is_calm=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root")
 def test_roots_site_keeps_every_promise(prefix: str, tmp_path: Path) -> None:
     """Root, to whom some limits do not apply, gets the same."""
-    play(prefix, tmp_path, 6, 0, 1024, interrupts=False)
+    play(prefix, tmp_path, 6, 0, 1024, is_calm=True)
 
 
 @pytest.mark.slow
