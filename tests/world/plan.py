@@ -101,7 +101,7 @@ def make_plan(
     Args:
         user: to run as; 0: as root.
         descriptors: how many each process may have open.
-        is_calm: nobody closes a layer in use, or descriptors behind its back, and no handler raises.
+        is_calm: nobody closes a layer in use, or descriptors behind its back; no handler raises.
     """
     chance = random.Random(seed)
     events = []
