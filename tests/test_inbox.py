@@ -91,12 +91,13 @@ def test_what_a_counted_message_left_is_said(inboxes: Inboxes) -> None:
 
 
 def test_group_messages_are_counted_by_name(inboxes: Inboxes) -> None:
-    """Those that live, and none that was sent directly."""
+    """Those that live, and none that was sent directly, whatever it counts on."""
     assert inboxes.group_depth("a!x", 0) == 0
     for deadline_ns in (5, 50, 50):
-        put(inboxes, "a!x", deadline_ns=deadline_ns)
+        inboxes.put(Entry("a!", b"group", deadline_ns, is_group=True), ["a!x"])
     put(inboxes, "a!x", is_counted=True)
-    put(inboxes, "a!y")
+    put(inboxes, "a!x")
+    inboxes.put(Entry("a!", b"group", 50, is_group=True), ["a!y"])
     assert inboxes.group_depth("a!x", 6) == 2
     assert inboxes.group_depth("a!y", 6) == 1
 

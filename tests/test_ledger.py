@@ -19,6 +19,7 @@ from asgi_ipc import (
     AsyncIPCChannelLayer,
     ChannelFull,
     Drop,
+    IPCChannelLayer,
 )
 from asgi_ipc._store import membership
 from asgi_ipc._store.membership import GroupStore
@@ -489,3 +490,18 @@ def test_an_interrupted_renewal_leaves_nobody_out(
         if not went_on:
             break
     assert step > 5
+
+
+def test_reading_one_of_many_leaves_the_others_in_the_queue(
+    make_layer: MakeLayer, make_sync: Callable[..., IPCChannelLayer]
+) -> None:
+    """What Channels 1 sends counts on the home: while that is full, the sender waits."""
+    layer, sender = make_layer(capacity=10), make_sync(capacity=10)
+    for name in ("h!a", "h!b"):
+        sender.send(name, {})
+    assert drive(layer.receive_async(["h!b"], block=False)) == ("h!b", {})  # takes the other along
+    for _ in range(10):
+        sender.send("h!a", {})
+    assert drive(layer.receive_async(["h!a"], block=False)) == ("h!a", {})
+    with pytest.raises(ChannelFull):
+        sender.send("h!a", {})

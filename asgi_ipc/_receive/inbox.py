@@ -34,16 +34,25 @@ class Entry:
 
     Attributes:
         is_counted: in shared memory too: it was sent to its name directly.
+        is_group: it was sent to a group. What Channels 1 sends is neither: it counts on the home.
         number: in the order of arrival.
     """
 
-    __slots__ = ("body", "deadline_ns", "home", "is_counted", "number")
+    __slots__ = ("body", "deadline_ns", "home", "is_counted", "is_group", "number")
 
-    def __init__(self, home: str, body: bytes, deadline_ns: int, is_counted: bool = False) -> None:
+    def __init__(
+        self,
+        home: str,
+        body: bytes,
+        deadline_ns: int,
+        is_counted: bool = False,
+        is_group: bool = False,
+    ) -> None:
         self.home = home
         self.body = body
         self.deadline_ns = deadline_ns
         self.is_counted = is_counted
+        self.is_group = is_group
         self.number = 0
 
 
@@ -88,7 +97,7 @@ class Inboxes:
     def group_depth(self, name: str, now_ns: int) -> int:
         """Return how many group messages that live wait for a full name."""
         return sum(
-            not entry.is_counted and entry.deadline_ns > now_ns
+            entry.is_group and entry.deadline_ns > now_ns
             for entry in _all_of(self._below(name).get(name, ()))
         )
 

@@ -585,7 +585,8 @@ class Reception:
                 drops: list[Drop] = []
                 if message.group_version:
                     names = self._with_room(message, drops)
-                entry = Entry(home, message.body, message.deadline_ns, bool(message.leaf))
+                is_group = bool(message.group_version)
+                entry = Entry(home, message.body, message.deadline_ns, bool(message.leaf), is_group)
                 in_hand[0] = entry, names  # so that it is the same one if this is done again
                 self._drops += drops
             if names:
