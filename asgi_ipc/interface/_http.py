@@ -70,7 +70,7 @@ class Exchange:
         self._watcher: asyncio.Task[None] | None = None
         self._body_channel: BodyChannel | None = None
         self._heard_at = 0.0  # from a worker; begins when one is asked, 0 until then
-        self._emptied_at = 0.0
+        self._emptied_at = 0.0  # the channel was seen empty then, or later
         self._has_started = False
         self._is_complete = False
         self._worker_is_done = False
@@ -149,7 +149,7 @@ class Exchange:
             counts.too_large += 1
             await self._answer(413, str(exc))
             return False
-        self._heard_at = time.monotonic()
+        self._heard_at = self._emptied_at = time.monotonic()
         return True
 
     async def _report_interruption(self) -> None:
@@ -264,21 +264,18 @@ class Exchange:
             _CannotFinish: there is none, or one before it may have been lost.
         """
         message: dict[str, Any] | None
+        looked_at = time.monotonic()
         _, message = await self._layer.receive_async([self._name], block=False)
         self._heard_at = time.monotonic()
+        self._refuse_a_hole()  # also before an empty channel: all of it may have expired
         if message is None:
+            self._emptied_at = looked_at
             message = await self._wait_for_message()
             if message is None:
                 self._context.counts.timed_out += 1
                 timeout = self._context.options.request_timeout
                 raise _CannotFinish(f"no further chunk in {timeout:g} s")
-        elif self._heard_at - self._emptied_at >= self._layer.expiry:
-            # What was sent since the channel was last seen empty may have expired in it.
-            raise _CannotFinish(
-                f"its client was so slow that chunks waited for {self._layer.expiry:g} s and may "
-                "have expired: raise response_buffer_bytes, or lower the capacity of "
-                "http.response.*"
-            )
+            self._refuse_a_hole()
         self._worker_is_done = not message.get("more_content")
         try:
             chunk = parse_chunk(message)
@@ -290,6 +287,19 @@ class Exchange:
             raise _CannotFinish("its worker failed, or was stopped, in the middle of it")
         return chunk
 
+    def _refuse_a_hole(self) -> None:
+        """What was sent since the channel was last seen empty may have expired in it.
+
+        Raises:
+            _CannotFinish: that is so long ago.
+        """
+        if self._heard_at - self._emptied_at >= self._layer.expiry:
+            raise _CannotFinish(
+                f"its client was so slow that chunks waited for {self._layer.expiry:g} s and may "
+                "have expired: raise response_buffer_bytes, or lower the capacity of "
+                "http.response.*"
+            )
+
     async def _wait_for_message(self) -> dict[str, Any] | None:
         """Return the next message of a channel that is empty now, ``None`` if it is too late.
 
@@ -298,7 +308,7 @@ class Exchange:
         """
         timeout = self._context.options.request_timeout
         while True:
-            self._emptied_at = now = time.monotonic()
+            now = time.monotonic()
             if self._body_channel is not None:  # a worker that reads it is alive
                 self._heard_at = max(self._heard_at, self._body_channel.read_at)
             over = self._heard_at + timeout
@@ -311,6 +321,7 @@ class Exchange:
             if message is not None:
                 self._heard_at = time.monotonic()
                 return message
+            self._emptied_at = now
             self._watch()
 
     async def _stream(self, start: Start) -> None:

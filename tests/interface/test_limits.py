@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from asgi_ipc import IPCChannelLayer
+from asgi_ipc import ChannelFull, IPCChannelLayer
 from tests.conftest import Child
 
 from .answering import pattern
@@ -259,13 +260,52 @@ def test_a_response_whose_chunks_may_have_expired_is_cut(
 ) -> None:
     """A client gets no response with a hole, however slow it was."""
     workers()
-    server = start_server(response_buffer_bytes=100_000, expiry=3)  # of the request, too
-    with raw_request(server, get("/stream?count=400&size=50000"), receive_buffer=1 << 16) as client:
-        eventually(lambda: full_count(server), "a channel that is full")
+    server = start_server(response_buffer_bytes=100_000, expiry=3, request_timeout=4)
+    request = get("/stream?count=400&size=50000")
+    with contextlib.ExitStack() as clients:
+
+        def begin() -> socket.socket | None:
+            """Ask; again if the request itself has expired, on a slow machine."""
+            client = clients.enter_context(raw_request(server, request, receive_buffer=1 << 16))
+            return client if client.recv(12, socket.MSG_PEEK).endswith(b" 200") else None
+
+        client = eventually(begin, "a response that begins")
+        eventually(lambda: full_count(server) > 5, "a channel that is full")
         began = time.monotonic()
         eventually(lambda: time.monotonic() > began + 3.5, "more than the expiry")
         response = read_all(client)
     assert not response.endswith(b"0\r\n\r\n") and len(response) < 20_000_000
+    assert "may have expired" in server.log()
+
+
+def test_a_response_whose_chunks_have_all_expired_is_cut(
+    start_server: StartServer, make_sync: Callable[..., IPCChannelLayer]
+) -> None:
+    """Also if its channel is empty when it is read again, and its worker sends on only then."""
+    server = start_server(response_buffer_bytes=100_000, expiry=3)
+    layer = make_sync(message_memory=100 << 20, group_memory=20 << 20, expiry=3)
+    response: list[bytes] = []
+    with raw_request(server, get("/"), receive_buffer=1 << 16) as client:
+        request = eventually(lambda: layer.receive_many(["http.request"])[1], "the request")
+        name = request["reply_channel"]
+        chunk = {"content": bytes(50_000), "more_content": True}
+        layer.send(name, {"status": 200, **chunk})
+
+        def is_full() -> bool:
+            """Send one more, if there is room; whether there has been none many times."""
+            with contextlib.suppress(ChannelFull):
+                layer.send(name, chunk)
+            return layer.global_statistics()["channel_full_count"] > 20
+
+        eventually(is_full, "a channel that is full")
+        began = time.monotonic()
+        eventually(lambda: time.monotonic() > began + 3.5, "more than the expiry")
+        reading = threading.Thread(target=lambda: response.append(read_all(client)))
+        reading.start()
+        eventually(lambda: server.state()["waiters"], "that the server wants the next chunk")
+        layer.send(name, {"content": b"the end"})
+        reading.join()
+    assert not response[0].endswith(b"0\r\n\r\n")
     assert "may have expired" in server.log()
 
 
