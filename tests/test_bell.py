@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -622,10 +623,18 @@ class Raised(Exception):
     """What a signal handler raises."""
 
 
+@pytest.mark.parametrize("has_threads", [False, True])
 def test_a_signal_while_a_bell_arrives_loses_no_descriptor(
-    start: Start, make_layer: MakeLayer
+    start: Start, make_layer: MakeLayer, has_threads: bool
 ) -> None:
-    """At whichever line of ringing: the bell that another process hands over is kept or closed."""
+    """At whichever line of ringing: the bell that another process hands over is kept or closed.
+
+    With other threads as well: the kernel may give one of them the signal, at any moment.
+    """
+    end = threading.Event()
+    others = [threading.Thread(target=end.wait) for _ in range(3 * has_threads)]
+    for thread in others:
+        thread.start()
     child = start(
         """
 layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
@@ -683,4 +692,7 @@ asyncio.run(main())
                 break
     finally:
         signal.signal(signal.SIGUSR1, handler)
+        end.set()
+        for thread in others:
+            thread.join()
     assert place > 20

@@ -26,8 +26,8 @@ from typing import Any, TypeVar
 from .._process.own import here, this_process
 from .._wake.bell import PipeBell, new_bell, ring
 from .._wake.blocking import driving
-from .._wake.signals import HELD, SignalMask, runs_handlers
 from ..exceptions import IPCError
+from .signals import HELD, SignalMask, runs_handlers
 
 __all__ = ["PollLoop", "PrivateLoops"]
 

@@ -20,17 +20,16 @@ that anybody is dead: that is for the witness alone to say (``_process/witness``
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import errno
 import os
 import select
-import signal
 import socket
 import stat
 import struct
 import time
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 from .._process.own import (
     close_if_same,
@@ -41,7 +40,6 @@ from .._process.own import (
 )
 from .._process.witness import Life, Witness
 from ..exceptions import SegmentError, SegmentPermission
-from .signals import SignalMask
 
 __all__ = [
     "Bell",
@@ -60,6 +58,7 @@ _HANDED, _CONNECT = b"b", b"c"  # what the owner answers: with the bell, or with
 _ASK_AGAIN_S = 10.0  # who had to connect for each ring asks for the bell again so late
 _COLLECTED = 8  # bells of others that are taken from their way at one ring
 _CREDENTIALS = struct.Struct("3i")
+_ONE_FD = socket.CMSG_LEN(struct.calcsize("i"))
 
 
 class EventBell:
@@ -328,19 +327,52 @@ def _is_trusted(sock: socket.socket, shared: bool) -> bool:
 class _Peer:
     """The ringing side of one connection."""
 
-    __slots__ = ("_identity", "fd", "sock", "token")
+    __slots__ = ("_answers", "_identity", "fd", "sock", "token")
 
     def __init__(self, sock: socket.socket, token: int) -> None:
         self.sock = sock
         self._identity = identity_of(sock.fileno())
+        self._answers: list[tuple[bytes, list[tuple[int, int, bytes]], int, Any]] = []
         self.token = token
-        self.fd = -1  # the bell, once it has arrived
+        self.fd = -1  # the bell, once it has arrived and is found to be one
+
+    def read_answer(self) -> bytes:
+        """Read what the door answers, and its bell if it hands one over; nothing if it is closed.
+
+        Raises:
+            BlockingIOError: it has not answered yet.
+        """
+        if not self._answers:
+            keep_off_streams()
+            try:
+                # In one call from the kernel to the list: what a signal handler raises in between
+                # would lose the descriptor.
+                self._answers.extend(map(self.sock.recvmsg, (1,), (_ONE_FD,)))
+            except BlockingIOError:
+                raise
+            except OSError:
+                return b""  # ECONNRESET
+        for fd in self._fds():
+            if _is_bell(fd):
+                self.fd = fd
+        return self._answers[0][0]
+
+    def _fds(self) -> list[int]:
+        return [
+            fd
+            for _, ancillary, _, _ in self._answers
+            for level, kind, data in ancillary
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+            for fd in memoryview(data).cast("i")
+        ]
 
     def close(self) -> None:
         is_ours = identity_of(self.sock.fileno()) == self._identity
         close_socket_if_same(self.sock, self._identity)
-        if self.fd >= 0 and is_ours:  # who has closed the one has closed the other
-            os.close(self.fd)
+        if is_ours:  # who has closed the one has closed the other
+            for fd in self._fds():
+                os.close(fd)
+        self._answers.clear()
         self.fd = -1
 
 
@@ -457,33 +489,22 @@ class Ringer:
 
     def _collect(self, slot: int) -> None:
         """Take the bells that have arrived: the kernel counts those that are on their way."""
-        mask = SignalMask()
-        try:
-            mask.hold()  # a handler that raised would lose the descriptor that has just come
-            for one in [slot, *self._pending][:_COLLECTED]:
-                self._collect_one(one)
-        finally:
-            _signal.pthread_sigmask(signal.SIG_SETMASK, mask.before)
+        for one in [slot, *self._pending][:_COLLECTED]:
+            self._collect_one(one)
 
     def _collect_one(self, slot: int) -> None:
         peer = self._peers.get(slot)
         if slot not in self._pending or peer is None:
             return
         try:
-            keep_off_streams()
-            message, fds, _, _ = socket.recv_fds(peer.sock, 1, 1)
+            answer = peer.read_answer()
         except BlockingIOError:
             return
-        except OSError:
-            message, fds = b"", []  # ECONNRESET: it closed its door meanwhile
-        if fds and _is_bell(fds[0]):
-            peer.fd = fds[0]
+        if peer.fd >= 0:
             self._pending.discard(slot)
             return
-        for fd in fds:
-            os.close(fd)
         self._drop(slot)
-        if message:  # it could not hand the bell over, or we could not take it
+        if answer:  # it could not hand the bell over, or we could not take it
             self._bare[slot] = time.monotonic() + _ASK_AGAIN_S
 
     def _connect(self, slot: int, token: int) -> bool:
