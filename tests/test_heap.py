@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_ipc._memory.heap import Heap, HeapFull
+from asgi_ipc._process.shm import shm_unlink
 from asgi_ipc._shm import layout as L
 from asgi_ipc._shm.segment import Plan, Segment
 from asgi_ipc.exceptions import SegmentCorrupt
@@ -322,7 +323,7 @@ def test_no_program_makes_extents_overlap(program: list[tuple[str, int]]) -> Non
         arena.check()
     finally:
         arena.segment.close()
-        Segment.unlink_name(name)
+        shm_unlink(name)
 
 
 @pytest.mark.parametrize("extent", [0, 3, 1 << 40, 2**64 - 4, L.BUCKETS])

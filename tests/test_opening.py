@@ -11,7 +11,6 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import posix_ipc
 import pytest
 
 from asgi_ipc import (
@@ -19,6 +18,7 @@ from asgi_ipc import (
     IPCChannelLayer,
     channels,
 )
+from asgi_ipc._process import opening
 from asgi_ipc._shm import segment
 from asgi_ipc.exceptions import SegmentError, SegmentMismatch, SegmentPermission
 
@@ -253,7 +253,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     "fchmod": (os, "fchmod"),
     "ftruncate": (os, "ftruncate"),
     "posix_fallocate": (os, "posix_fallocate"),
-    "shm_open": (posix_ipc, "SharedMemory"),
+    "shm_open": (opening, "shm_open"),
     "mmap": (mmap, "mmap"),
     "fcntl": (fcntl, "fcntl"),
     "flock": (segment, "_flock"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from asgi_ipc._operator.check import check_groups, check_messages
+from asgi_ipc._process.shm import shm_unlink
 from asgi_ipc._shm import layout as L
 from asgi_ipc._shm.segment import Segment
 
@@ -41,4 +42,4 @@ class Twin:
         """Detach, and remove the segment."""
         for segment in self.segments:
             segment.close()
-        Segment.unlink_name(self.segments[0].name)
+        shm_unlink(self.segments[0].name)

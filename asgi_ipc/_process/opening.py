@@ -9,10 +9,9 @@ import errno
 import os
 import stat
 
-import posix_ipc
-
 from ..exceptions import SegmentError, SegmentMismatch, SegmentPermission, SharedMemoryFull
 from .own import Identity, identity_of, keep_off_streams, set_aside
+from .shm import shm_open
 
 __all__ = ["cannot_use", "no_room", "open_again", "open_named"]
 
@@ -26,6 +25,7 @@ _REMEDIES = {
     errno.ENOMEM: "there is no memory or address space left: raise the limits of this process "
     "(ulimit -v) or container, or ask for less memory",
 }
+_NO_FILE = {errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENXIO}  # a directory, link or socket
 
 
 def open_named(name: str, mode: int, size_bytes: int) -> tuple[int, bool]:
@@ -43,11 +43,11 @@ def open_named(name: str, mode: int, size_bytes: int) -> tuple[int, bool]:
         if fd >= 0:
             return fd, False
         try:
-            fd = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=mode).fd
-        except posix_ipc.ExistentialError:
+            fd = shm_open(name, os.O_CREAT | os.O_EXCL, mode)
+        except FileExistsError:
             continue  # another process was faster: attach to its segment
         except OSError as exc:
-            if exc.errno in (None, errno.EMFILE, errno.ENFILE):
+            if exc.errno in (errno.EMFILE, errno.ENFILE):
                 raise
             raise no_room(name, size_bytes, exc) from exc
         try:
@@ -61,20 +61,18 @@ def open_named(name: str, mode: int, size_bytes: int) -> tuple[int, bool]:
 def _open(name: str) -> int:
     """Return a descriptor of the file of that name, -1 if there is none."""
     try:
-        fd: int = posix_ipc.SharedMemory(name).fd
-    except posix_ipc.ExistentialError:
+        fd = shm_open(name)
+    except FileNotFoundError:
         return -1
-    except posix_ipc.PermissionsError as exc:
+    except PermissionError as exc:
         raise SegmentPermission(
             f"segment {name} belongs to another user and may not be opened: run all processes of "
             "one site as one user, or give each site its own prefix"
         ) from exc
-    except (ValueError, OSError) as exc:
-        if isinstance(exc, OSError) and exc.errno not in (errno.ELOOP, errno.ENXIO):
+    except OSError as exc:
+        if exc.errno not in _NO_FILE:
             raise
-        raise _no_file(
-            name
-        ) from exc  # EINVAL: a directory; ELOOP: a symbolic link; ENXIO: a socket
+        raise _no_file(name) from exc
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise _no_file(name)
@@ -118,9 +116,7 @@ def open_again(fd: int, name: str, identity: Identity) -> int:
 
 def cannot_use(name: str, cause: OSError) -> SegmentError:
     """Return the error for a system call on a segment, or on what belongs to it, that failed."""
-    # `posix_ipc` says EMFILE and ENFILE in words only.
-    number = cause.errno or errno.EMFILE
-    remedy = _REMEDIES.get(number, "see the system's documentation of that error")
+    remedy = _REMEDIES.get(cause.errno or 0, "see the system's documentation of that error")
     what = name if name.count("/") > 1 else f"segment {name}"
     return SegmentError(f"{what} cannot be used: {cause.strerror or cause}; {remedy}")
 

@@ -36,8 +36,6 @@ from functools import partial
 from itertools import chain
 from typing import Any, ParamSpec, TypeVar
 
-import posix_ipc
-
 from .._process.opening import cannot_use, no_room, open_again, open_named
 from .._process.own import (
     NOBODY,
@@ -49,6 +47,7 @@ from .._process.own import (
     map_file,
     this_process,
 )
+from .._process.shm import shm_unlink
 from ..exceptions import (
     IPCError,
     SegmentCorrupt,
@@ -274,7 +273,7 @@ class Segment:
             os.ftruncate(fd, size)
             os.posix_fallocate(fd, 0, 8 * (start + L.GRANULE_WORDS))
         except OSError as exc:
-            posix_ipc.unlink_shared_memory(self.name)
+            shm_unlink(self.name)
             raise no_room(self.name, size, exc) from exc
         self._map(fd, size)
         words = self.words
@@ -447,14 +446,6 @@ class Segment:
     def closed(self) -> bool:
         """Whether it is not attached, or not by this process."""
         return self.attached_by != here[0]
-
-    @staticmethod
-    def unlink_name(name: str) -> None:
-        """Remove a name; processes that are attached keep the memory until they let go."""
-        try:
-            posix_ipc.unlink_shared_memory(name)
-        except posix_ipc.ExistentialError:
-            pass
 
     # -- the lock ------------------------------------------------------------------------
 

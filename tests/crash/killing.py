@@ -18,8 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import posix_ipc
-
+from asgi_ipc._process.shm import shm_open
 from asgi_ipc._shm import layout as L
 from asgi_ipc._shm import segment as segment_module
 from asgi_ipc._shm.segment import Segment
@@ -185,7 +184,7 @@ def arm(segments: Iterable[Segment], fuse: Fuse) -> None:
 
 def arm_memory(segment: Segment, fuse: Fuse) -> None:
     """Let every store count."""
-    fd = posix_ipc.SharedMemory(segment.name).fd
+    fd = shm_open(segment.name)
     memory = _Memory(fd, segment.size_bytes)
     os.close(fd)
     memory.fuse = fuse

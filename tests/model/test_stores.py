@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from asgi_ipc._operator.check import check_groups, check_messages
+from asgi_ipc._process.shm import shm_unlink
 from asgi_ipc._shm import layout as L
 from asgi_ipc._shm.segment import Segment
 from asgi_ipc._store.membership import GroupStore
@@ -55,7 +56,7 @@ class Machine(RuleBasedStateMachine):
         self.patch.undo()
         for segment in self.segments:
             segment.close()
-        Segment.unlink_name(self.name)
+        shm_unlink(self.name)
 
     @invariant()
     def is_sound(self) -> None:

@@ -149,8 +149,8 @@ def test_a_creators_death_on_a_full_filesystem_is_a_clear_error(start: Start, pa
         FILL
         + """
 from asgi_ipc.exceptions import SharedMemoryFull
-import posix_ipc
-fd = posix_ipc.SharedMemory(f"/{PREFIX}-{sys.argv[2]}", posix_ipc.O_CREX, mode=0o600).fd
+from asgi_ipc._process.shm import shm_open
+fd = shm_open(f"/{PREFIX}-{sys.argv[2]}", os.O_CREAT | os.O_EXCL, 0o600)
 os.ftruncate(fd, 8 << 20)
 taken = fill()
 try:

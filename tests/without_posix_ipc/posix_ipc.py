@@ -1,0 +1,3 @@
+"""Stands before the real one on the path where a process is to do without it."""
+
+raise ImportError("hidden by a test")
