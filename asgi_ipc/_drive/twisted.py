@@ -1,20 +1,19 @@
 """Receiving on Twisted's reactor: the bell's descriptor as a reader, no thread, no poll.
 
-``ReactorLoop`` gives a reactor the few methods that a port needs of an event loop, and
-that an ``asyncio.Task`` needs to run the core's receive. The reactor is imported when it
-is first used, never earlier: importing it installs it.
+``ReactorLoop`` gives a reactor the few methods that a port needs of an event loop; Twisted itself
+runs the core's coroutine. The reactor is imported when it is first used, never earlier: importing
+it installs it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.task import deferLater
 from twisted.python import threadable
 from zope.interface import implementer
 
@@ -57,6 +56,32 @@ class _Timer:
             self._call.cancel()
 
 
+class _Future:
+    """Something to wait for; it carries no value. Who waits goes on in a call of its own."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._deferred: Deferred[None] = Deferred()
+        self._is_done = False
+
+    def done(self) -> bool:
+        return self._is_done or self.cancelled()
+
+    def cancelled(self) -> bool:
+        return bool(self._deferred.called) and not self._is_done
+
+    def set_result(self, _: None) -> None:
+        self._is_done = True
+        self._reactor.callLater(0, self._wake)
+
+    def _wake(self) -> None:
+        if not self._deferred.called:
+            self._deferred.callback(None)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from self._deferred.__await__()
+
+
 class ReactorLoop:
     """A reactor seen as an event loop."""
 
@@ -88,15 +113,7 @@ class ReactorLoop:
             self._reactor.removeReader(reader)
         return reader is not None
 
-    def call_soon(
-        self,
-        callback: Callable[..., object],
-        /,
-        *args: Any,
-        context: contextvars.Context | None = None,
-    ) -> object:
-        if context is not None:
-            return self._reactor.callLater(0, context.run, callback, *args)
+    def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object:
         return self._reactor.callLater(0, callback, *args)
 
     def call_soon_threadsafe(self, callback: Callable[..., object], /, *args: Any) -> object:
@@ -107,11 +124,8 @@ class ReactorLoop:
     def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> _Timer:
         return _Timer(self._reactor.callLater(delay, callback, *args))
 
-    def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)  # type: ignore[arg-type]
-
-    def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Take what asyncio reports about a task; the Deferred carries the error already."""
+    def create_future(self) -> Any:
+        return _Future(self._reactor)
 
     def is_closed(self) -> bool:
         return self._is_closed
@@ -119,18 +133,13 @@ class ReactorLoop:
     def is_running(self) -> bool:
         return bool(self._reactor.running)
 
-    def get_debug(self) -> bool:
-        return False
-
     def runs_here(self) -> bool:
         """Whether this is the reactor's thread."""
         return bool(self._reactor.running) and bool(_threadable.isInIOThread())
 
     async def pause(self, seconds: float) -> None:
         """Let the reactor run for a while."""
-        future = self.create_future()
-        self.call_later(seconds, future.set_result, None)
-        await future
+        await deferLater(self._reactor, seconds)
 
 
 _loops: weakref.WeakKeyDictionary[Any, ReactorLoop] = weakref.WeakKeyDictionary()
@@ -149,24 +158,16 @@ def reactor_loop() -> ReactorLoop:
 def as_deferred(loop: ReactorLoop, operation: Coroutine[Any, Any, R]) -> Deferred[R]:
     """Run a coroutine on the reactor; cancelling the Deferred cancels it.
 
-    The Deferred never has fired already when it is returned: each step of the coroutine is a
-    call of its own, so a stream of messages cannot starve the reactor.
+    The Deferred never has fired already when it is returned, and whenever it waits the reactor gets
+    its turn: a stream of messages cannot starve it.
     """
-    task: asyncio.Task[R] = asyncio.Task(operation, loop=loop)  # type: ignore[arg-type]
 
-    def cancel(_: Any) -> None:
-        task.cancel()
+    async def run() -> R:
+        try:
+            await loop.pause(0.0)
+        except BaseException:
+            operation.close()  # cancelled before it began
+            raise
+        return await operation
 
-    deferred: Deferred[R] = Deferred(cancel)
-
-    def finished(done: asyncio.Task[R]) -> None:
-        if done.cancelled():
-            if not deferred.called:
-                deferred.cancel()
-        elif (error := done.exception()) is not None:
-            deferred.errback(error)
-        else:
-            deferred.callback(done.result())
-
-    task.add_done_callback(finished)
-    return deferred
+    return ensureDeferred(run())
