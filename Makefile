@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint test-slow bench docs clean
+.PHONY: demo test lint test-pythons test-slow bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/echo_async.py demo
@@ -16,6 +16,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+test-pythons: $(READY)
+	$(BIN)/python -m tests.pythons $(ONLY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
@@ -32,4 +35,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .stack build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .stack build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

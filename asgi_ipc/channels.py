@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from channels import exceptions as channels_exceptions
-from channels.layers import BaseChannelLayer
+try:
+    from channels import exceptions as channels_exceptions
+    from channels.layers import BaseChannelLayer
+except ModuleNotFoundError as exc:
+    raise ImportError(
+        f"asgi_ipc.channels needs Django Channels ({exc}): pip install 'asgi_ipc[channels]'"
+    ) from exc
 
 from . import exceptions
 from .aio import AsyncIPCChannelLayer
