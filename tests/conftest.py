@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes  # noqa: F401 - from libffi 3.5 on, what it opens of itself stays open: before a test
 import gc
 import os
 import secrets
