@@ -201,7 +201,7 @@ def test_an_interrupt_out_of_taking_the_guard_leaves_it_free(
     work(layer)
     for segment in layer._site._segments():
         guard = RaisesOnceHeld()
-        segment.guard = guard  # type: ignore[assignment]
+        segment.guard = guard
         try:
             work(layer)
         except Interrupt:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-import uvloop
 
 from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, IPCChannelLayer
 
@@ -21,8 +20,14 @@ MakeLayer = Callable[..., AsyncIPCChannelLayer]
 MakeSync = Callable[..., IPCChannelLayer]
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
-uvloop.new_event_loop().close()  # libuv keeps a pipe for signals from here on
-LOOPS: dict[str, NewLoop] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+LOOPS: dict[str, NewLoop] = {"asyncio": asyncio.new_event_loop}
+try:
+    import uvloop
+except ImportError:
+    pass  # there is none for this Python
+else:
+    uvloop.new_event_loop().close()  # libuv keeps a pipe for signals from here on
+    LOOPS["uvloop"] = uvloop.new_event_loop
 
 
 # -- loops -------------------------------------------------------------------------------

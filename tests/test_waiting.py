@@ -72,10 +72,13 @@ def test_the_table_is_what_happens(
 ) -> None:
     """Each event moves each state as the docstring of the module draws it."""
     waiter = waiter_in(getattr(waiting_module, state), loop)
+    future = waiter.future
     EVENTS[event](waiter)
     assert waiter.state == getattr(waiting_module, follows)
     woken = state == "ASLEEP" and event in ("told", "rung", "late")
-    assert waiter.future.done() == woken
+    assert future.done() == woken
+    # From Python 3.14 on a future keeps the task that awaits it, until that runs.
+    assert hasattr(waiter, "future") != woken
 
 
 def test_every_state_is_drawn() -> None:

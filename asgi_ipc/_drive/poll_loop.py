@@ -210,9 +210,7 @@ class PollLoop:
                 driving.is_driving = True
                 driving.sleep, driving.call_out = self._sleep, self._call_out
                 while True:
-                    waits_for = operation.send(None)
-                    while not waits_for.done():
-                        self._run_once()
+                    self._run_until_done(operation.send(None))
             except StopIteration as finished:
                 result: R = finished.value
                 return result
@@ -221,6 +219,10 @@ class PollLoop:
         finally:
             self._is_running = False
             driving.is_driving, driving.sleep, driving.call_out = before
+
+    def _run_until_done(self, waits_for: _Future) -> None:
+        while not waits_for.done():
+            self._run_once()
 
     def _call_out(self, function: Callable[..., object], *args: Any) -> None:
         """Call what is not ours: signals are served meanwhile, and a child inherits no mask."""
@@ -285,14 +287,17 @@ class PollLoop:
         try:
             mask.hold()
             if self.process == here[0]:
-                while self._on_close:
-                    self._on_close[-1]()
-                    self._on_close.pop()
+                self._call_back()
             if hasattr(self, "_alarm"):
                 self._alarm.close()
             self._is_closed = True
         finally:
             _signal.pthread_sigmask(signal.SIG_SETMASK, mask.before)
+
+    def _call_back(self) -> None:
+        while self._on_close:
+            self._on_close[-1]()
+            self._on_close.pop()
 
     def __del__(self) -> None:
         try:

@@ -16,11 +16,11 @@ import mmap
 import os
 import stat
 import struct
-import threading
 import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from .._process.mutex import new_mutex
 from .._process.own import identity_of, this_process
 from .._shm import layout as L
 from .._shm.segment import PICKLE_2, Segment, damaged, left_by_original
@@ -99,7 +99,7 @@ class Copy(Segment):
     def __init__(self, name: str, kind: int, memory: bytearray) -> None:
         self.name = name
         self.kind = kind
-        self.guard = threading.RLock()
+        self.guard = new_mutex()
         self.lock_fd = -1
         self.memory = memory
         self.words = memoryview(memory).cast("Q")
@@ -137,7 +137,7 @@ class Image(Segment):
         self.name = name
         self.kind = kind
         self.patience = patience
-        self.guard = threading.RLock()
+        self.guard = new_mutex()
         self.longest_hold_s = 0.0
         self._rest_until = 0.0
         self.pending = 0

@@ -19,8 +19,9 @@ import mmap
 import os
 import stat
 import sys
-import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .mutex import new_mutex
 
 if TYPE_CHECKING:
     import socket
@@ -56,7 +57,7 @@ _MOST_DESCRIPTORS = 1 << 20
 _END_OF_ALL_FILES = (1 << 63) - 1
 
 _numbers = itertools.count(1)  # a child goes on from here: no number of an ancestor comes again
-_letting_go: dict[int, threading.RLock] = {}
+_letting_go: dict[int, Any] = {}
 
 
 class _Pid:
@@ -92,12 +93,12 @@ def this_process() -> int:
     return here[0]
 
 
-def letting_go() -> threading.RLock:
+def letting_go() -> Any:
     """Return this process's lock around the letting go of what it has inherited.
 
     Made in this process: an inherited lock may be held by a thread that was not inherited.
     """
-    return _letting_go.setdefault(this_process(), threading.RLock())
+    return _letting_go.setdefault(this_process(), new_mutex())
 
 
 def identity_of(fd: int) -> Identity | None:

@@ -46,10 +46,10 @@ import os
 import stat
 import struct
 import sys
-import threading
 import weakref
 
 from ..exceptions import SegmentError, SegmentPermission
+from .mutex import new_mutex
 from .own import (
     Identity,
     close_if_same,
@@ -137,7 +137,7 @@ class _Here:
     def begin(self) -> None:
         """Start with nothing."""
         self.process = this_process()
-        self.lock = threading.RLock()  # innermost of all locks; held for a few system calls
+        self.lock = new_mutex()  # innermost of all locks; held for a few system calls
         self.files: dict[Identity, _File] = {}
 
     def is_inherited(self) -> bool:
@@ -323,14 +323,17 @@ class Witness:
         if _here.is_inherited():
             self.abandon()
         with _here.lock:
-            while True:
-                file = self._look_up(create=create)
-                if self._files.get(file.mark) is not file:
-                    self._files[file.mark] = file
-                    file.users += 1
-                if _here.files.get(file.key) is file:
-                    return file
-                # Else the last one who used it was collected while it was looked up.
+            return self._use(create=create)
+
+    def _use(self, *, create: bool) -> _File:
+        while True:
+            file = self._look_up(create=create)
+            if self._files.get(file.mark) is not file:
+                self._files[file.mark] = file
+                file.users += 1
+            if _here.files.get(file.key) is file:
+                return file
+            # Else the last one who used it was collected while it was looked up.
 
     def _look_up(self, *, create: bool) -> _File:
         try:
@@ -368,21 +371,25 @@ def _let_go(files: dict[int, _File], tokens: list[int]) -> None:
         tokens.clear()
         return
     with _here.lock:
-        while files:
-            _, file = files.popitem()
-            for token in (file.tokens | file.retired).intersection(tokens):
-                file.tokens.discard(token)
-                file.retired.discard(token)
-                try:
-                    if file.is_intact():
-                        file.lock(token, fcntl.LOCK_UN)
-                except OSError:
-                    pass  # ENOLCK: then it ends with the process
-            file.users -= 1
-            if not file.users and _here.files.get(file.key) is file:
-                del _here.files[file.key]
-                file.close()
-        tokens.clear()
+        _give_back(files, tokens)
+
+
+def _give_back(files: dict[int, _File], tokens: list[int]) -> None:
+    while files:
+        _, file = files.popitem()
+        for token in (file.tokens | file.retired).intersection(tokens):
+            file.tokens.discard(token)
+            file.retired.discard(token)
+            try:
+                if file.is_intact():
+                    file.lock(token, fcntl.LOCK_UN)
+            except OSError:
+                pass  # ENOLCK: then it ends with the process
+        file.users -= 1
+        if not file.users and _here.files.get(file.key) is file:
+            del _here.files[file.key]
+            file.close()
+    tokens.clear()
 
 
 def _open(path: str, mode: int, create: bool) -> tuple[int, Identity]:

@@ -172,6 +172,18 @@ class Inboxes:
                 return name, entry
         return None
 
+    def pop_first(self, keys: tuple[str, ...], now_ns: int) -> tuple[str, Entry] | None:
+        """Return the message for the first of these names and homes that has one; as ``pop``."""
+        for key in keys:
+            if key[-1] == "!":
+                found = self.pop_home(key, now_ns)
+            else:
+                entry = self.pop(key, now_ns)
+                found = None if entry is None else (key, entry)
+            if found is not None:
+                return found
+        return None
+
     def next_name(self, home: str) -> str | None:
         """Return the name of the oldest message of a home."""
         while below := self.by_home.get(home):

@@ -178,7 +178,12 @@ class Reception:
                 try:
                     if waiter.state == GONE:
                         port.add(waiter)
-                    while port.is_open:
+                    is_late = False
+                    while True:  # to be jumped back to unconditionally: see `_process/mutex`
+                        if is_late:
+                            return self._last_look(waiter.keys, waiter.homes)
+                        if not port.is_open:
+                            break
                         got = await self._look_and_park(waiter, port, closings, pause)
                         if got is not None:
                             return got
@@ -189,8 +194,7 @@ class Reception:
                         got = self._take_drained(waiter)
                         if got is not None:
                             return got
-                        if waiter.state == LATE:
-                            return self._last_look(waiter.keys, waiter.homes)
+                        is_late = waiter.state == LATE
                 finally:
                     port.remove(waiter)
             finally:
@@ -500,21 +504,11 @@ class Reception:
         return message.name, codec.decode(message.body)
 
     def _take_from_inboxes(self, keys: tuple[str, ...]) -> Received | None:
-        found = None
         with self.site.mutex:
             if self.site.messages.epoch() != self.inboxes.epoch:
                 self._check_inbox_epoch()
-            inboxes = self.inboxes
-            now = time.monotonic_ns()
-            for key in keys:
-                if key[-1] == "!":
-                    found = inboxes.pop_home(key, now)
-                else:
-                    entry = inboxes.pop(key, now)
-                    found = None if entry is None else (key, entry)
-                if found is not None:
-                    break
-            if inboxes.read:
+            found = self.inboxes.pop_first(keys, time.monotonic_ns())
+            if self.inboxes.read:
                 self.settle_soon()
         return None if found is None else (found[0], codec.decode(found[1].body))
 
@@ -533,11 +527,14 @@ class Reception:
             queued = self.site.messages.records.queued(home)
             if queued and self._is_crowded(key, queued):
                 with self.site.mutex:
-                    while queued > 0:
-                        taken, _ = self._draw(partial(self._take_from, (home,), limit=_BATCH))
-                        queued = queued - len(taken.messages) if taken.messages else 0
+                    self._drain(home, queued)
                 if self._drops:
                     self._report()
+
+    def _drain(self, home: str, queued: int) -> None:
+        while queued > 0:
+            taken, _ = self._draw(partial(self._take_from, (home,), limit=_BATCH))
+            queued = queued - len(taken.messages) if taken.messages else 0
 
     def _is_crowded(self, key: str, queued: int) -> bool:
         """Whether a name, the next one of a whole home, has perhaps more than it may."""

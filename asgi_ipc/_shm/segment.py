@@ -26,7 +26,6 @@ import logging
 import os
 import stat
 import struct
-import threading
 import time
 import weakref
 from array import array
@@ -36,6 +35,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, ParamSpec, TypeVar
 
+from .._process.mutex import new_mutex
 from .._process.opening import cannot_use, no_room, open_again, open_named
 from .._process.own import (
     NOBODY,
@@ -151,7 +151,7 @@ class Segment:
         self.size_bytes = size_bytes
         self.on_epoch: Callable[[], None] = lambda: None
         self._asked_bytes = size_bytes
-        self.guard = threading.RLock()
+        self.guard = new_mutex()
         self.news: deque[Callable[[], object]] = deque()
         self.within: Segment | None = None
         self.epoch = -1
@@ -349,7 +349,7 @@ class Segment:
         """
         # Another thread may have been about to attach or to close: then nothing can be kept.
         is_whole = self.attached_by != NOBODY
-        self.guard = threading.RLock()
+        self.guard = new_mutex()
         self.news.clear()  # the parent tells it
         if not (is_whole and self.own_anew()):
             self._lose()
@@ -455,9 +455,7 @@ class Segment:
         A signal handler that raises can do so after any call. Here that is harmless: guard and
         lock are taken inside of the ``try`` that gives them back, which is harmless too where
         they were not had yet; giving them back is the first call of its ``finally``, so nothing
-        can come before it; and a half-applied commit is replayed by the next. (A ``with guard:``
-        would not do: from Python 3.14 on, what a handler raises can come out of ``__enter__``
-        itself, when the guard is taken and the block not begun.)
+        can come before it; and a half-applied commit is replayed by the next.
 
         Raises:
             LockBusy: not had within ``PATIENCE_S``; nothing was done.
@@ -468,7 +466,7 @@ class Segment:
         if here[0] != self.attached_by:
             raise Detached
         guard = self.guard
-        if guard._is_owned():  # type: ignore[attr-defined]
+        if guard._is_owned():
             raise StoreLocked(
                 f"{self.name} is in use by this very thread: do not call the layer from a "
                 "signal handler or a finaliser"
@@ -584,11 +582,12 @@ class Segment:
         try:
             inode = os.fstat(self.lock_fd).st_ino
             with open("/proc/locks", encoding="ascii") as table:
-                for line in table:
-                    fields = line.split()
-                    # "12: FLOCK ADVISORY WRITE 4711 00:1a:42 0 EOF"; waiters have "->" second
-                    if fields[1] == "FLOCK" and fields[5].rsplit(":", 1)[1] == str(inode):
-                        return int(fields[4]) or None
+                lines = table.readlines()
+            for line in lines:
+                fields = line.split()
+                # "12: FLOCK ADVISORY WRITE 4711 00:1a:42 0 EOF"; waiters have "->" second
+                if fields[1] == "FLOCK" and fields[5].rsplit(":", 1)[1] == str(inode):
+                    return int(fields[4]) or None
         except (OSError, IndexError, ValueError):
             pass  # no /proc here, or another format: the error does without the number
         return None
@@ -601,7 +600,7 @@ class Segment:
 
     def is_held_here(self) -> bool:
         """Whether this very thread holds the lock: this is a signal handler or a finaliser."""
-        return bool(self.guard._is_owned())  # type: ignore[attr-defined]
+        return bool(self.guard._is_owned())
 
     def tell(self) -> None:
         """Do what was put off while the lock was held, unless the one around it still is."""

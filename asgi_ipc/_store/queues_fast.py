@@ -82,7 +82,7 @@ def append(
     """
     record, ident = known
     guard = segment.guard
-    if here[0] != segment.attached_by or guard._is_owned():  # type: ignore[attr-defined]
+    if here[0] != segment.attached_by or guard._is_owned():
         return False
     try:
         guard.acquire()
@@ -220,7 +220,7 @@ def pop(
     """
     record, ident = known
     guard = segment.guard
-    if here[0] != segment.attached_by or guard._is_owned():  # type: ignore[attr-defined]
+    if here[0] != segment.attached_by or guard._is_owned():
         return None
     try:
         guard.acquire()
@@ -332,7 +332,7 @@ def park(segment: Segment, known: Known, slot: int, token: int) -> bool:
     """
     record, ident = known
     guard = segment.guard
-    if here[0] != segment.attached_by or guard._is_owned():  # type: ignore[attr-defined]
+    if here[0] != segment.attached_by or guard._is_owned():
         return False
     try:
         guard.acquire()

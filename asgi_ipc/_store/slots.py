@@ -439,13 +439,7 @@ class Slots:
         """
         while self.rung:
             with self.segment.guard:
-                rung, self.rung = self.rung, []
-                is_unknown = False
-                for slot, token, process in rung:
-                    life = self.heard(slot, token, process)
-                    is_unknown |= life is _UNKNOWN
-                    if life is _DEAD:
-                        self.dead.append((slot, token))
+                is_unknown = self._ask_who_was_rung()
             if self.segment.news:
                 self.segment.tell()  # a finaliser that ran in there has put off what it does
             if not self.dead and not is_unknown:
@@ -454,6 +448,17 @@ class Slots:
                 self.segment.transact(self._ring_others if is_unknown else self.reap_dead)
             except LockBusy:
                 return  # who is dead is reaped with the next ring, or when inotify tells of it
+
+    def _ask_who_was_rung(self) -> bool:
+        """Note who is dead; whether it is unknown of one of them."""
+        rung, self.rung = self.rung, []
+        is_unknown = False
+        for slot, token, process in rung:
+            life = self.heard(slot, token, process)
+            is_unknown |= life is _UNKNOWN
+            if life is _DEAD:
+                self.dead.append((slot, token))
+        return is_unknown
 
     def _ring_others(self) -> None:
         self.reap_dead()

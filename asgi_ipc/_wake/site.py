@@ -15,12 +15,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+from .._process.mutex import new_mutex
 from .._process.own import NOBODY, here, letting_go, this_process
 from .._process.witness import Life, Witness
 from .._shm import layout as L
@@ -84,7 +84,7 @@ class Site:
         self.prefix = prefix
         self.mode = mode
         self.lock_timeout = lock_timeout
-        self.mutex = threading.RLock()
+        self.mutex = new_mutex()
         self.process = this_process()
         self.attached_by = NOBODY
         self.closings = 0
@@ -127,17 +127,20 @@ class Site:
         if self.process != here[0]:
             self.let_go()
         with self.mutex:
-            if self.is_open:
-                if any(segment.closed for segment in self._segments()):
-                    self.watch()
-                return
-            self.groups.segment.reattach()
-            try:
-                self.messages.segment.reattach()
-            except BaseException:
-                self.groups.segment.close()
-                raise
-            self._opened()
+            self._open()
+
+    def _open(self) -> None:
+        if self.is_open:
+            if any(segment.closed for segment in self._segments()):
+                self.watch()
+            return
+        self.groups.segment.reattach()
+        try:
+            self.messages.segment.reattach()
+        except BaseException:
+            self.groups.segment.close()
+            raise
+        self._opened()
 
     def _segments(self) -> tuple[Segment, Segment]:
         return self.messages.segment, self.groups.segment
@@ -200,37 +203,38 @@ class Site:
                 it next tries again; what waits gets the same error.
         """
         with self.mutex:
-            if not self.is_open:
-                return
-            self.watch_at_ns = time.monotonic_ns() + _WATCH_NS
-            self._close_orphans()
-            lost = [segment for segment in self._segments() if segment.is_lost()]
-            gone = [segment for segment in self._segments() if segment.is_deleted()]
-            gone += [segment for segment in lost if not segment.own_anew()]
-            if not lost and not gone:
-                if not self.witness.is_held() or any(
-                    port.has_lost_its_door() for port in self.ports()
-                ):
-                    self._make_new_doors()
-                return
-            self._say_what_is_lost(lost, gone)
-            self._close_ports()
-            self.messages.segment.alone(self._ringer.close)
-            if not self.witness.is_held():
-                self.witness.retire()
-            self.groups.forget()  # before anybody compares what is remembered with the new one
-            self.messages.forget()
-            try:
-                for segment in gone:
-                    segment.reattach()
-            except BaseException:
-                self.attached_by = NOBODY
-                self.messages.segment.close()
-                self.groups.segment.close()
-                self._on_reset()
-                raise
-            self._opened()
+            self._watch()
+
+    def _watch(self) -> None:
+        if not self.is_open:
+            return
+        self.watch_at_ns = time.monotonic_ns() + _WATCH_NS
+        self._close_orphans()
+        lost = [segment for segment in self._segments() if segment.is_lost()]
+        gone = [segment for segment in self._segments() if segment.is_deleted()]
+        gone += [segment for segment in lost if not segment.own_anew()]
+        if not lost and not gone:
+            if not self.witness.is_held() or any(port.has_lost_its_door() for port in self.ports()):
+                self._make_new_doors()
+            return
+        self._say_what_is_lost(lost, gone)
+        self._close_ports()
+        self.messages.segment.alone(self._ringer.close)
+        if not self.witness.is_held():
+            self.witness.retire()
+        self.groups.forget()  # before anybody compares what is remembered with the new one
+        self.messages.forget()
+        try:
+            for segment in gone:
+                segment.reattach()
+        except BaseException:
+            self.attached_by = NOBODY
+            self.messages.segment.close()
+            self.groups.segment.close()
             self._on_reset()
+            raise
+        self._opened()
+        self._on_reset()
 
     def _say_what_is_lost(self, lost: list[Segment], gone: list[Segment]) -> None:
         if lost:
@@ -267,24 +271,27 @@ class Site:
         they are replaced. What cannot be opened again stays closed; the next use says why.
         """
         with letting_go():
-            if self.process == here[0]:
-                return  # another thread was faster
-            was_open, self.attached_by = self.attached_by != NOBODY, NOBODY
-            self.mutex = threading.RLock()
-            ports, self.port_by_loop = self.port_by_loop, {}
-            self._inotify = None
-            for port in ports.values():
-                port.abandon()
-            self.witness.abandon()
-            self._ringer.abandon()
-            for segment in self._segments():
-                segment.after_fork_in_child()
-            self.groups.forget()
-            self.messages.forget()
-            self._on_reset()
-            self.process = this_process()
-            if was_open and not any(segment.closed for segment in self._segments()):
-                self.attached_by = self.process
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self.process == here[0]:
+            return  # another thread was faster
+        was_open, self.attached_by = self.attached_by != NOBODY, NOBODY
+        self.mutex = new_mutex()
+        ports, self.port_by_loop = self.port_by_loop, {}
+        self._inotify = None
+        for port in ports.values():
+            port.abandon()
+        self.witness.abandon()
+        self._ringer.abandon()
+        for segment in self._segments():
+            segment.after_fork_in_child()
+        self.groups.forget()
+        self.messages.forget()
+        self._on_reset()
+        self.process = this_process()
+        if was_open and not any(segment.closed for segment in self._segments()):
+            self.attached_by = self.process
 
     # -- loops ---------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ class Waiter:
         keys: what it waits for: full process-specific names, and homes.
         homes: the queues those live in.
         state: see the module docstring.
-        future: what it slept on last.
+        future: what it sleeps on.
     """
 
     __slots__ = ("future", "homes", "keys", "state")
@@ -132,6 +132,7 @@ class Waiter:
             return False
         future.set_result(None)  # first: who is woken and not told looks all the same
         self.state = state
+        del self.future  # from Python 3.14 on, it keeps the task that awaits it
         return True
 
     def has_looked(self) -> None:
@@ -217,6 +218,7 @@ class Waiting:
                 if not future.done():
                     future.set_result(None)
                     found.state = TOLD
+                    del found.future
             else:
                 found.wake()
 
