@@ -185,7 +185,7 @@ def chatter():
 thread = threading.Thread(target=chatter)
 thread.start()
 try:
-    layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+    layer = AsyncIPCChannelLayer(PREFIX, capacity=1000, **SIZES)
     for n in range(300):
         layer.close_now()
         layer.sync.send("in", {"n": n})

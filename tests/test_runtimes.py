@@ -67,6 +67,17 @@ async def a_busy_minute(layer: AsyncIPCChannelLayer, other: AsyncIPCChannelLayer
     assert await asyncio.create_task(layer.receive("c")) == {"n": 2}
 
 
+def takes_what_the_loop_gives(runner: asyncio.Runner) -> bool:
+    """Whether a task can be made at all: uvloop gives Python 3.13.0's factory an option too many."""
+    nothing = asyncio.sleep(0)
+    try:
+        runner.get_loop().run_until_complete(nothing)
+    except TypeError:
+        nothing.close()
+        return False
+    return True
+
+
 @pytest.mark.parametrize("eager", [False, True], ids=["plain", "eager"])
 @pytest.mark.parametrize("name", LOOPS)
 def test_loops_and_task_factories(make_layer: MakeLayer, name: str, eager: bool) -> None:
@@ -79,6 +90,8 @@ def test_loops_and_task_factories(make_layer: MakeLayer, name: str, eager: bool)
         with asyncio.Runner(loop_factory=LOOPS[name]) as runner:
             if eager:
                 runner.get_loop().set_task_factory(factory)
+                if not takes_what_the_loop_gives(runner):
+                    pytest.skip(f"this Python's eager factory does not take what {name} gives it")
             for _ in range(2):
                 runner.run(a_busy_minute(layer, other))
 

@@ -228,3 +228,26 @@ for body, begun in (block, has_blocked), (hold, holds):
         *([what] if what == "layer" else []),
     )
     child.end()
+
+
+def test_a_layer_that_is_closed_leaves_its_loop_nothing_to_end(make_layer: MakeLayer) -> None:
+    """No task for the generator of its port: from 3.13 on a loop that ends before that warns."""
+    layer = make_layer(spin_rounds=0)
+    made: list[object] = []
+
+    def factory(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        made.append(coro)
+        return asyncio.Task(coro, loop=loop, **options)
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await layer.receive("c")
+        asyncio.get_running_loop().set_task_factory(factory)
+        layer.close_now()
+        gc.collect()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not made
+
+    asyncio.run(main())

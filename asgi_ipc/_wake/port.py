@@ -136,6 +136,7 @@ class Port:
     loop_token = 0  # it has no slot yet
     _is_closed = False
     _finalizer: Any = None
+    _until_closed: AsyncGenerator[None, None] | None = None
 
     def __init__(
         self,
@@ -213,9 +214,9 @@ class Port:
         # When the loop goes: asyncio.run() and async_to_sync() close asynchronous generators
         # before they close their loop; a loop that was just dropped is noticed by the
         # finaliser, and one that was only closed by `is_orphaned`.
-        self._until_closed = _until_closed(weakref.ref(self))
+        self._until_closed = until_closed = _until_closed(weakref.ref(self))
         try:
-            self._until_closed.__anext__().send(None)
+            until_closed.__anext__().send(None)
         except StopIteration:
             pass
         self._finalizer = weakref.finalize(
@@ -602,6 +603,7 @@ class Port:
         if self._finalizer is not None:
             self._finalizer.detach()
         self._is_closed = True  # until here it is done again, after an interrupt
+        self._end_generator()
         if loop is not None and not loop.is_closed():
             self.waiting.wake_all()
 
@@ -628,6 +630,15 @@ class Port:
         if self._finalizer is not None:
             self._finalizer.detach()
         self.fittings.close()
+        self._end_generator()
+
+    def _end_generator(self) -> None:
+        """End it here: dropped, its loop would begin a task for that, maybe its last one."""
+        if self._until_closed is not None:
+            try:
+                self._until_closed.aclose().send(None)
+            except (StopIteration, RuntimeError):
+                pass  # RuntimeError: its loop is closing it just now, and this port for that
 
 
 async def _until_closed(port: weakref.ref[Port]) -> AsyncGenerator[None, None]:

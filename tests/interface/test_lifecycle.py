@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -24,6 +25,13 @@ StartServer = Callable[..., Server]
 Workers = Callable[[], Child]
 
 MODULE = "asgi_ipc/interface/"  # in a traceback
+
+# Its `Server.wait_closed` waits for them from Python 3.12 on, whatever the application is.
+hypercorn_does_not_end = pytest.mark.xfail(
+    sys.version_info >= (3, 12) and version("hypercorn") == "0.18.0",
+    reason="hypercorn 0.18 does not end on SIGTERM while a connection is open, from 3.12 on",
+    raises=subprocess.TimeoutExpired,
+)
 
 
 def listens(server: Server) -> bool:
@@ -78,7 +86,12 @@ def test_a_server_that_is_told_to_end_lets_an_answer_finish(
     [
         ("serve", (), {"shutdown_timeout": 1}),
         ("uvicorn", ("--timeout-graceful-shutdown", "1"), {}),
-        ("hypercorn", ("--graceful-timeout", "1"), {"shutdown_timeout": 1}),
+        pytest.param(
+            "hypercorn",
+            ("--graceful-timeout", "1"),
+            {"shutdown_timeout": 1},
+            marks=hypercorn_does_not_end,
+        ),
         ("daphne", (), {}),
     ],
 )
@@ -137,7 +150,13 @@ def test_an_answer_that_takes_too_long_is_cancelled(
     assert [answer.status_code for answer in answers] == [500]
 
 
-@pytest.mark.parametrize("kind", COMMANDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=hypercorn_does_not_end) if kind == "hypercorn" else kind
+        for kind in COMMANDS
+    ],
+)
 def test_a_server_ends_with_idle_connections(
     start_server: StartServer, workers: Workers, kind: str
 ) -> None:

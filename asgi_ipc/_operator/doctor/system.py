@@ -25,7 +25,7 @@ _LINGER = Path("/var/lib/systemd/linger")
 _LAST_SYSTEM_UID = 999  # systemd's own line between system users and people
 _YES = {"1", "yes", "y", "true", "t", "on"}
 _NO = {"0", "no", "n", "false", "f", "off"}
-_NEEDED = {"posix_ipc": (1, 1), "msgpack": (1, 0)}
+_NEEDED = {"posix_ipc": (1, 1), "msgpack": (1, 0, 5)}
 _LEAST_PYTHON = (3, 11)
 
 
@@ -153,7 +153,7 @@ def _versions() -> Finding:
                 continue  # it is done without where there is none
             wrong.append(f"{name} is not installed as a package")
             continue
-        numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+        numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
         if numbers < least:
             wrong.append(f"{name} {version}, and {'.'.join(map(str, least))} is needed")
     if not hasattr(os, "eventfd"):
