@@ -77,6 +77,10 @@ class _Log(logging.Handler):
     def createLock(self) -> None:  # noqa: N802, the base class's name
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        self.emit(record)  # from Python 3.13 on the base class cannot do without the lock
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         self.journal.say("log", record.levelname, record.getMessage())
 
