@@ -4,7 +4,9 @@ Those of `$PATH` (`python3.12`, `python3.13t`, ...) and of pyenv, the newest of 
 but for the one that runs this. Each has an environment of its own, `.venv-3.12`. What is about
 documents and benchmarks is left out: it says nothing about a Python.
 
-    python -m tests.pythons [--newest] [what pytest takes]
+    python -m tests.pythons [--quick] [what pytest takes]
+
+Quick is the newest of them, and the core's tests, those that lie in `tests/` itself.
 """
 
 from __future__ import annotations
@@ -51,10 +53,13 @@ def main(arguments: list[str]) -> int:
     """Run the tests on them; return how many of them were not content."""
     pythons = others()
     print(f"other Pythons here: {', '.join(pythons) or 'none'}", flush=True)
-    if "--newest" in arguments:
-        arguments.remove("--newest")
+    what = ["tests"]
+    if "--quick" in arguments:
+        arguments.remove("--quick")
         pythons = dict(list(pythons.items())[-1:])
-    chosen = arguments or ["tests", *(f"--ignore={path}" for path in NOT_OF_A_PYTHON)]
+        what = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/test_*.py"))]
+    chosen = arguments or [path for path in what if path not in NOT_OF_A_PYTHON]
+    chosen += [f"--ignore={path}" for path in NOT_OF_A_PYTHON]
     failed = []
     for name, path in pythons.items():
         venv = f".venv-{name}"
