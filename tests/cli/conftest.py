@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,10 +23,17 @@ SCHEMA = json.loads((Path(asgi_ipc.__file__).parent / "_cli" / "schema.json").re
 COMMAND = (sys.executable, "-m", "asgi_ipc")
 
 
+@cache
+def _validator(definition: str) -> Any:
+    schema = {"$ref": f"#/$defs/{definition}", "$defs": SCHEMA["$defs"]}
+    kind = jsonschema.validators.validator_for(schema)
+    kind.check_schema(schema)
+    return kind(schema, format_checker=jsonschema.FormatChecker())
+
+
 def validate(document: Any, definition: str) -> None:
     """Fail unless a document is what the schema says about it."""
-    schema = {"$ref": f"#/$defs/{definition}", "$defs": SCHEMA["$defs"]}
-    jsonschema.validate(document, schema, format_checker=jsonschema.FormatChecker())
+    _validator(definition).validate(document)
 
 
 class Done(NamedTuple):
