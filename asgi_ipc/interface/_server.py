@@ -47,9 +47,9 @@ class InterfaceServer:
             options: how to behave; ``None``: the defaults.
             close_layer: close the layer at the end of the lifespan.
         """
-        self.layer = core_of(layer)
-        self.options = options or InterfaceOptions()
-        self.counts = Counts()
+        self.layer: AsyncIPCChannelLayer = core_of(layer)
+        self.options: InterfaceOptions = options or InterfaceOptions()
+        self.counts: Counts = Counts()
         self._close_layer = close_layer
         self._context: Context | None = None
 

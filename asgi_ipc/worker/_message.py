@@ -31,8 +31,8 @@ class _Received:
     def __init__(self, channel: str, content: Content) -> None:
         self.channel = channel
         self.content = content
-        self.has_replied = False
-        self.is_unfinished = False  # the latest reply said that more comes
+        self.has_replied: bool = False
+        self.is_unfinished: bool = False  # the latest reply said that more comes
         self._body: bytes | None = None
 
     @property
@@ -101,7 +101,7 @@ class Message(_Received):
     def __init__(self, channel: str, content: Content, post: Post) -> None:
         super().__init__(channel, content)
         self._post = post
-        self.layer = post.layer
+        self.layer: AsyncIPCChannelLayer = post.layer
 
     async def reply(self, content: Content) -> None:
         """Send to the message's reply channel; see ``send``.

@@ -54,7 +54,9 @@ class Worker:
         for what, seconds in (("send_timeout", send_timeout), ("stop_timeout", stop_timeout)):
             if seconds < 0:
                 raise ValueError(f"{what} must not be negative: {seconds}")
-        self.layer = layer.core if isinstance(layer, IPCChannelLayer) else layer
+        self.layer: AsyncIPCChannelLayer = (
+            layer.core if isinstance(layer, IPCChannelLayer) else layer
+        )
         self.concurrency = concurrency
         self.threads = threads
         self.send_timeout = send_timeout
