@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FAST := $(patsubst %,tests/test_%.py,names capacity codec heap store inbox waiting resting aio sync imports public)
 
-.PHONY: demo test lint test-pythons test-slow bench docs clean
+.PHONY: demo test test-fast lint test-pythons test-slow bench docs clean
 
-demo: $(READY)
-	$(BIN)/python examples/echo_async.py demo
+demo: .venv-demo/.ready
+	.venv-demo/bin/python examples/echo_async.py demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-fast: lint
+	$(BIN)/python -m pytest -q -x $(FAST)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -28,6 +32,12 @@ bench: $(READY)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What a demo needs, and nothing else.
+.venv-demo/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
