@@ -39,7 +39,7 @@ from ._wake.port import HostLoop
 from ._wake.site import Site
 from .capacity import ChannelCapacity, check_capacity, compile_capacities
 from .exceptions import ChannelFull, InvalidName, MessageTooLarge
-from .names import check_channel, check_group, home_of
+from .names import check_channel, check_group, home_of, text_of
 
 __all__ = ["AsyncIPCChannelLayer"]
 
@@ -116,7 +116,7 @@ class AsyncIPCChannelLayer:
                 f"prefix must be a str of 1 to {_PREFIX_LIMIT} characters: {prefix!r}"
             )
         try:
-            check_group(prefix)
+            prefix = check_group(prefix)
         except InvalidName as exc:
             raise InvalidName(f"prefix {prefix!r} is not valid: {exc}") from None
         for what, size in (("message_memory", message_memory), ("group_memory", group_memory)):
@@ -319,7 +319,7 @@ class AsyncIPCChannelLayer:
 
         The home of an ordinary channel is the same object as its name.
         """
-        name = str(self.check_name(channel))
+        name = self.check_name(channel)
         home = home_of(name)
         counted = name if self.capacity_per_name else home
         if len(self._names) >= _NAME_CACHE:
@@ -465,9 +465,10 @@ class AsyncIPCChannelLayer:
         Raises:
             InvalidName: (``TypeError``) the prefix makes no valid name.
         """
-        if isinstance(prefix, str) and prefix.endswith("?"):
-            return self.check_name(prefix + _random())
-        if isinstance(prefix, str) and ("!" in prefix or "?" in prefix):
+        text = text_of(prefix)
+        if text is not None and text.endswith("?"):
+            return self.check_name(text + _random())
+        if text is None or "!" in text or "?" in text:
             raise InvalidName(f"new_channel() takes 'name' or 'name?', not {prefix!r}")
         if here[0] != self._site.process:
             self._site.let_go()  # the name of a forked child must not be its parent's
@@ -476,7 +477,7 @@ class AsyncIPCChannelLayer:
         if loop is not None:
             part = self._process_parts.setdefault(loop, "") or _random()
             self._process_parts[loop] = part
-        home = f"{prefix}.{part}!"
+        home = f"{text}.{part}!"
         if len(self._made) >= _NAME_CACHE:
             self._made.clear()
         self._made.add(home)
@@ -492,9 +493,7 @@ class AsyncIPCChannelLayer:
             ChannelFull: the memory for groups is full.
         """
         if type(group) is not str or group not in self._group_names:
-            self._learn_group(group)
-        if type(channel) is not str:
-            self.check_name(channel)
+            group = self._learn_group(group)
         name, home, _ = self._names.get(channel) or self._learn(channel)
         site = self._site
         if here[0] != site.attached_by:
@@ -521,9 +520,7 @@ class AsyncIPCChannelLayer:
             InvalidName: (``TypeError``) either name.
         """
         if type(group) is not str or group not in self._group_names:
-            self._learn_group(group)
-        if type(channel) is not str:
-            self.check_name(channel)
+            group = self._learn_group(group)
         name, home, _ = self._names.get(channel) or self._learn(channel)
         await self._run(self._discard, group, home, name)
 
@@ -537,12 +534,13 @@ class AsyncIPCChannelLayer:
         )
         self._site.groups.discard(group, home, channel, self._expiry_ns if pending else 0)
 
-    def _learn_group(self, group: str) -> None:
-        """Check a group's name once."""
-        check_group(group)
+    def _learn_group(self, group: str) -> str:
+        """Check a group's name once; return it as a plain ``str``."""
+        group = check_group(group)
         if len(self._group_names) >= _NAME_CACHE:
             self._group_names.clear()
         self._group_names.add(group)
+        return group
 
     async def group_send(
         self,
@@ -565,7 +563,7 @@ class AsyncIPCChannelLayer:
                 as ``send``; never ``ChannelFull``.
         """
         if type(group) is not str or group not in self._group_names:
-            self._learn_group(group)
+            group = self._learn_group(group)
         body = codec.encode(message)
         site = self._site
         if here[0] != site.attached_by:
@@ -594,8 +592,9 @@ class AsyncIPCChannelLayer:
 
     def _envelopes(self, snapshot: Snapshot, exclude: Iterable[str]) -> list[Envelope]:
         excluded: dict[str, list[str]] = {}
-        for name in exclude:
-            excluded.setdefault(home_of(self.check_name(name)), []).append(name)
+        for given in exclude:
+            name = self.check_name(given)
+            excluded.setdefault(home_of(name), []).append(name)
         envelopes: list[Envelope] = []
         if not excluded:
             latest, envelopes = self._addressed
@@ -625,7 +624,7 @@ class AsyncIPCChannelLayer:
         Raises:
             InvalidName: (``TypeError``) the name.
         """
-        check_group(group)
+        group = check_group(group)
         names = await self._run(self._site.groups.channels, group)
         homes = tuple({home_of(name) for name in names if "!" in name})
         is_dead: bool = bool(homes) and await self._run(self._site.have_dead_owner, homes)
@@ -697,7 +696,7 @@ class AsyncIPCChannelLayer:
         Raises:
             InvalidName: (``TypeError``) the name.
         """
-        self.check_name(channel)
+        channel = self.check_name(channel)
         counts = await self._run(self._site.messages.channel_statistics, channel, home_of(channel))
         return self._rated(channel, counts)
 

@@ -38,7 +38,7 @@ except ImportError as exc:
 
 from ._wake.port import HostLoop
 from .aio import AsyncIPCChannelLayer
-from .names import home_of
+from .names import home_of, text_of
 
 __all__ = [
     "CARRIER_KEY",
@@ -231,7 +231,8 @@ def _span(
         "messaging.operation.type": operation,
     }
     template = ""
-    if isinstance(destination, str) and destination:
+    destination = text_of(destination) or ""
+    if destination:
         template = _template(destination)
         attributes["messaging.destination.name"] = destination
         if template != destination:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import logging
 import os
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.utils.functional import lazystr
 
 from asgi_ipc import AsyncIPCChannelLayer
 from asgi_ipc.exceptions import (
@@ -876,3 +878,27 @@ async def test_a_receive_ends_when_a_thread_closes_while_it_waits_for_the_lock(
         await asyncio.wait_for(receive, 30)
     child.tell()
     child.end()
+
+
+async def test_every_operation_takes_a_name_by_its_value(
+    make_layer: MakeLayer, prefix: str
+) -> None:
+    """The prefix, the start of a new name, whom to exclude, and whose counts to return."""
+
+    class Name(str, enum.Enum):  # noqa: UP042 - of a StrEnum str() is the value
+        SITE = prefix
+        KIND = "kind"
+        GROUP = "g"
+
+    layer = make_layer(prefix=Name.SITE)
+    assert type(layer.prefix) is str
+    assert layer.prefix == prefix
+    mine = await layer.new_channel(Name.KIND)
+    assert mine.startswith("kind.")
+    await layer.group_add(Name.GROUP, mine)
+    assert await layer.group_channels(Name.GROUP) == [mine]
+    await layer.group_send("g", {"n": 1}, exclude=[lazystr(mine)])
+    await layer.send_many([(Name.KIND, {"n": 2})])
+    assert await layer.receive_async([mine, Name.KIND]) == ("kind", {"n": 2})
+    assert (await layer.channel_statistics(Name.KIND))["messages_count"] == 1
+    assert layer.sync.receive(Name.KIND, timeout=0) is None

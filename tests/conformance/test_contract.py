@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import PEERS, MakeFace
+from tests.test_names import THUMBS
+
+from .conftest import OURS, PEERS, MakeFace
 from .faces import Face
 
 NAMES = ["c", "specific.x!abc"]
@@ -89,6 +91,35 @@ async def test_another_object_is_the_same_layer(make_face: MakeFace) -> None:
     await other.group_add("g", "c")
     await face.group_send("g", {"n": 1})
     assert await all_of(face, "c") == [1]
+
+
+# -- names -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known_before", [False, True])
+@pytest.mark.parametrize("name", THUMBS, ids=lambda name: type(name).__name__)
+@pytest.mark.parametrize("make_face", OURS, indirect=True)
+async def test_a_member_of_an_enumeration_names_its_value(
+    make_face: MakeFace, name: Any, known_before: bool
+) -> None:
+    """Of channels and groups, whether or not the name has been used as a plain str before."""
+    face = make_face(channel_capacity={name: 3} if isinstance(name, str) else None)
+    if known_before:
+        await face.send("thumbs", {"n": 0})
+        await face.receive("thumbs")
+        await face.group_add("thumbs", "other")
+    await face.send(name, {"n": 1})
+    await face.group_add(name, name)
+    await face.group_send(name, {"n": 2})
+    assert await face.receive("thumbs") == ("thumbs", {"n": 1})
+    assert await face.receive(name) == ("thumbs", {"n": 2})
+    await face.group_discard("thumbs", "thumbs")
+    await face.group_send("thumbs", {"n": 3})
+    assert await face.receive_now(name) is None
+    await face.group_add(name, name)
+    await face.group_discard(name, name)
+    await face.group_send("thumbs", {"n": 4})
+    assert await face.receive_now("thumbs") is None
 
 
 # -- capacity ----------------------------------------------------------------------------
