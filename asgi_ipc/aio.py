@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import string
 import time
 import weakref
@@ -23,6 +24,7 @@ from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
 from . import exceptions
 from ._drive.twin import SyncTwin
+from ._options import Changeable, Fixed
 from ._process.own import here
 from ._receive.reception import TURN_EVERY, Reception
 from ._receive.resting import give_up, may_rest, rest, served
@@ -57,6 +59,24 @@ _MOST_SPIN_ROUNDS = 1000
 _PREFIX_LIMIT = 60  # of the socket's path, 108 bytes in all
 
 
+def _positive(seconds: float, what: str) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{what} must be a number of seconds, not {seconds!r}")
+    if not 0 < seconds < 1e9:
+        raise ValueError(f"{what} must be a positive number of seconds, not {seconds}")
+    return seconds
+
+
+def _spin_rounds(rounds: int, what: str) -> int:
+    if not 0 <= rounds <= _MOST_SPIN_ROUNDS:
+        raise ValueError(f"{what} must be 0 to {_MOST_SPIN_ROUNDS}, not {rounds}")
+    return rounds
+
+
+def _compiled(patterns: ChannelCapacity | None, _: str) -> list[tuple[re.Pattern[str], int]]:
+    return compile_capacities(patterns)
+
+
 class AsyncIPCChannelLayer:
     """A channel layer over POSIX shared memory, for asyncio.
 
@@ -69,6 +89,18 @@ class AsyncIPCChannelLayer:
     ChannelFull = ChannelFull
     MessageTooLarge = MessageTooLarge
     capacity_per_name: ClassVar[bool] = True
+
+    prefix = Fixed[str]()
+    message_memory = Fixed[int]()
+    group_memory = Fixed[int]()
+    max_message_bytes = Fixed[int | None]()
+    mode = Fixed[int]()
+    lock_timeout = Fixed[float]()
+    expiry = Changeable[float](_positive)
+    group_expiry = Changeable[float](_positive)
+    capacity = Changeable[int](check_capacity)
+    channel_capacity = Changeable[list[tuple[re.Pattern[str], int]]](_compiled)
+    spin_rounds = Changeable[int](_spin_rounds)
 
     def __init__(
         self,
@@ -88,6 +120,10 @@ class AsyncIPCChannelLayer:
         on_drop: Callable[[Drop], None] | None = None,
     ) -> None:
         """Attach to the segments of ``prefix``; create them if there are none.
+
+        Each option is an attribute too. What the segments were opened with (``prefix``, the
+        memories, ``max_message_bytes``, ``mode``, ``lock_timeout``) is read-only; of the others,
+        what is set holds from the next operation on.
 
         Args:
             prefix: names the site; letters, digits, ``-``, ``_`` and ``.``, at most 60.
@@ -126,18 +162,18 @@ class AsyncIPCChannelLayer:
                     f"not {size}"
                 )
         self.prefix = prefix
-        self.expiry = _positive(expiry, "expiry")
-        self._expiry_ns = int(expiry * 1_000_000_000)
-        self.group_expiry = _positive(group_expiry, "group_expiry")
-        self._group_expiry_ns = int(group_expiry * 1_000_000_000)
-        self.capacity = check_capacity(capacity, "capacity")
-        self.channel_capacity = compile_capacities(channel_capacity)
+        self.expiry = expiry
+        self.group_expiry = group_expiry
+        self.capacity = capacity
+        self.channel_capacity = channel_capacity
         self.message_memory = int(message_memory)
         self.group_memory = int(group_memory)
         self.max_message_bytes = max_message_bytes
         self.mode = mode
         self.lock_timeout = _positive(lock_timeout, "lock_timeout")
         self.block_timeout = block_timeout
+        self.spin_rounds = spin_rounds
+        self.on_drop = on_drop
         self._names: dict[str, tuple[str, str, int]] = {}
         self._group_names: set[str] = set()  # that are valid
         self._process_parts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, str] = (
@@ -145,15 +181,12 @@ class AsyncIPCChannelLayer:
         )
         self._process_part = _random()
         self._made: set[str] = set()  # homes of names made here: they had no owner before
-        self._on_drop = on_drop
         self._dropped = Throttle()
         self._twin: SyncTwin | None = None
         self._addressed: tuple[Snapshot | None, list[Envelope]] = (None, [])
         self._rates: dict[str | None, tuple[float, dict[str, int]]] = {}
-        if not 0 <= spin_rounds <= _MOST_SPIN_ROUNDS:
-            raise ValueError(f"spin_rounds must be 0 to {_MOST_SPIN_ROUNDS}, not {spin_rounds}")
-        least = min([self.capacity, *(capacity for _, capacity in self.channel_capacity)])
-        self._reception = Reception(self.known_capacity, least, self._report_drops, spin_rounds)
+        self._reception = Reception(self.known_capacity, self._report_drops)
+        self._options_changed()
         self._site = self._reception.site = Site(
             prefix,
             message_memory=self.message_memory,
@@ -165,6 +198,15 @@ class AsyncIPCChannelLayer:
             on_reset=self._reset,
             on_safety=self._reception.on_safety,
         )
+
+    def _options_changed(self) -> None:
+        """Work out what is asked for in each operation."""
+        self._expiry_ns = _nanoseconds(self.expiry, "expiry")
+        self._group_expiry_ns = _nanoseconds(self.group_expiry, "group_expiry")
+        self._names.clear()  # each with its capacity
+        least = min([self.capacity, *(capacity for _, capacity in self.channel_capacity)])
+        self._reception.least_capacity = least
+        self._reception.spin_rounds = self.spin_rounds
 
     # -- life ----------------------------------------------------------------------------
 
@@ -643,9 +685,9 @@ class AsyncIPCChannelLayer:
 
     def _report_drops(self, drops: Sequence[Drop]) -> None:
         """Tell the callback of every drop, and the log now and then."""
-        if self._on_drop is not None:
+        if self.on_drop is not None:
             for drop in drops:
-                self._on_drop(drop)
+                self.on_drop(drop)
         count = self._dropped.add(sum(drop.members for drop in drops))
         if not count:
             return
@@ -721,14 +763,6 @@ class AsyncIPCChannelLayer:
             statistics[counted] = counts[name]
             statistics[f"{counted}_per_second"] = grown / (now - since) if now > since else 0.0
         return statistics
-
-
-def _positive(seconds: float, what: str) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"{what} must be a number of seconds, not {seconds!r}")
-    if not 0 < seconds < 1e9:
-        raise ValueError(f"{what} must be a positive number of seconds, not {seconds}")
-    return seconds
 
 
 def _random() -> str:
