@@ -31,10 +31,10 @@ from ._receive.resting import give_up, may_rest, rest, served
 from ._shm import layout as L
 from ._shm.segment import LockBusy
 from ._store import codec
-from ._store.fanout import Drop, Envelope, GroupMessage
+from ._store.addressing import all_of, but_for, to_all, to_others
+from ._store.fanout import Drop, Envelope, GroupMessage, GroupSent
 from ._store.membership import Snapshot
 from ._store.messages import MANY, Letter
-from ._store.queues import EXCLUDED_LIMIT
 from ._store.throttle import Throttle
 from ._wake.blocking import pause
 from ._wake.port import HostLoop
@@ -183,7 +183,8 @@ class AsyncIPCChannelLayer:
         self._made: set[str] = set()  # homes of names made here: they had no owner before
         self._dropped = Throttle()
         self._twin: SyncTwin | None = None
-        self._addressed: tuple[Snapshot | None, list[Envelope]] = (None, [])
+        self._addressed: tuple[Snapshot | None, list[Envelope], GroupSent]
+        self._addressed = (None, [], GroupSent(0, 0))
         self._rates: dict[str | None, tuple[float, dict[str, int]]] = {}
         self._reception = Reception(self.known_capacity, self._report_drops)
         self._options_changed()
@@ -591,10 +592,11 @@ class AsyncIPCChannelLayer:
         *,
         exclude: Iterable[str] = (),
         expiry: float | None = None,
-    ) -> None:
+    ) -> GroupSent:
         """Send to every member; members whose channel is full are skipped and counted.
 
-        The message is stored once, with one envelope for each process-specific home.
+        The message is stored once, with one envelope for each process-specific home. What is
+        returned has the counts of members ``reached`` and ``skipped``.
 
         Args:
             exclude: members that do not get it (the sender's own channel, say).
@@ -618,9 +620,20 @@ class AsyncIPCChannelLayer:
             snapshot = site.groups.snapshot(group)
         except LockBusy:
             snapshot = await self._run(site.groups.snapshot, group)
-        envelopes = self._envelopes(snapshot, exclude)
+        latest, envelopes, sent = self._addressed
+        excluded: dict[str, list[str]] = {}
+        for given in exclude:
+            name = self.check_name(given)
+            excluded.setdefault(home_of(name), []).append(name)
+        if excluded:
+            envelopes = await self._run(self._others, group, snapshot, excluded)
+            sent = all_of(envelopes)
+        elif latest is not snapshot:
+            envelopes = to_all(snapshot)
+            sent = all_of(envelopes)
+            self._addressed = snapshot, envelopes, sent
         if not envelopes:
-            return
+            return sent
         expiry_ns = self._expiry_ns if expiry is None else _nanoseconds(expiry, "expiry")
         addressed = GroupMessage(group, body, envelopes, self.known_capacity, expiry_ns)
         try:
@@ -631,32 +644,15 @@ class AsyncIPCChannelLayer:
             await self._run(site.drop_dead_homes, dead)
         if drops:
             self._report_drops(drops)
+        return sent if not dead and not drops else but_for(sent, envelopes, dead, drops)
 
-    def _envelopes(self, snapshot: Snapshot, exclude: Iterable[str]) -> list[Envelope]:
-        excluded: dict[str, list[str]] = {}
-        for given in exclude:
-            name = self.check_name(given)
-            excluded.setdefault(home_of(name), []).append(name)
-        envelopes: list[Envelope] = []
-        if not excluded:
-            latest, envelopes = self._addressed
-            if latest is not snapshot:
-                envelopes = [Envelope(home, snapshot.version, n) for home, n in snapshot.homes]
-                envelopes += [Envelope(channel, 0, 1) for channel in snapshot.channels]
-                self._addressed = snapshot, envelopes
-            return envelopes
-        for home, count in snapshot.homes:
-            without = "".join("\0" + name for name in excluded.get(home, ())).encode("ascii")
-            if len(without) > EXCLUDED_LIMIT:
-                raise ValueError(
-                    f"exclude names {len(excluded[home])} channels of {home!r}, {len(without)} "
-                    f"bytes, and at most {EXCLUDED_LIMIT} bytes fit: use a group of its own"
-                )
-            envelopes.append(Envelope(home, snapshot.version, count, without))
-        envelopes += [
-            Envelope(channel, 0, 1) for channel in snapshot.channels if channel not in excluded
-        ]
-        return envelopes
+    def _others(
+        self, group: str, snapshot: Snapshot, excluded: dict[str, list[str]]
+    ) -> list[Envelope]:
+        def count(home: str, names: Sequence[str]) -> int:
+            return self._site.groups.count(group, home, names, snapshot.version)
+
+        return to_others(snapshot, excluded, count)
 
     send_group = group_send
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ._drive.poll_loop import PrivateLoops
 from ._options import OfCore
 from ._receive.reception import Received
+from ._store.fanout import GroupSent
 from ._wake.blocking import drive
 from ._wake.port import HostLoop
 from .aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY, AsyncIPCChannelLayer
@@ -205,10 +206,15 @@ class IPCChannelLayer:
         drive(self.core.group_discard(group, channel))
 
     def send_group(self, group: str, message: dict[str, Any]) -> None:
-        """Send to every member; those whose channel is full are skipped."""
-        drive(self.core.group_send(group, message))
+        """Send to every member; those whose channel is full are skipped.
 
-    group_send = send_group
+        Returns nothing, as Channels 1 has it: ``group_send`` returns the counts.
+        """
+        self.group_send(group, message)
+
+    def group_send(self, group: str, message: dict[str, Any]) -> GroupSent:
+        """Send to every member; return how many were reached, and skipped."""
+        return drive(self.core.group_send(group, message))
 
     def group_channels(self, group: str) -> list[str]:
         """Return the members of a group; a snapshot."""

@@ -36,6 +36,7 @@ except ImportError as exc:
         "asgi_ipc.tracing needs opentelemetry-api: pip install 'asgi_ipc[tracing]'"
     ) from exc
 
+from ._store.fanout import GroupSent
 from ._wake.port import HostLoop
 from .aio import AsyncIPCChannelLayer
 from .names import home_of, text_of
@@ -157,10 +158,10 @@ class TracingLayer(AsyncIPCChannelLayer):
         *,
         exclude: Iterable[str] = (),
         expiry: float | None = None,
-    ) -> None:
+    ) -> GroupSent:
         """Send to every member, with the context of one span of kind PRODUCER."""
         with _span("group_send", "send", group, SpanKind.PRODUCER):
-            await super().group_send(group, inject(message), exclude=exclude, expiry=expiry)
+            return await super().group_send(group, inject(message), exclude=exclude, expiry=expiry)
 
     send_group = group_send
 

@@ -178,6 +178,23 @@ async def test_a_full_member_misses_a_group_message_and_nobody_hears(make_face: 
     assert await all_of(face, "b") == [1]
 
 
+@pytest.mark.parametrize("make_face", OURS, indirect=True)
+async def test_a_group_send_says_whom_it_reached(make_face: MakeFace) -> None:
+    """How many members, and how many were full, whatever kind of channel they have."""
+    face = make_face(capacity=1)
+    assert await face.group_send("g", {"n": 0}) == (0, 0)
+    for channel in ("a", "b", "x!a", "x!b", "y!a"):
+        await face.group_add("g", channel)
+    await face.send("a", {"n": 1})
+    assert await face.group_send("g", {"n": 2}) == (4, 1)
+    await face.receive("b")
+    await face.receive("y!a")
+    assert await face.group_send("g", {"n": 3}) == (2, 3)
+    await face.group_discard("g", "x!a")
+    await face.receive("y!a")
+    assert await face.group_send("g", {"n": 4}) == (1, 3)
+
+
 # -- expiry ------------------------------------------------------------------------------
 
 
