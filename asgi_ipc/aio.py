@@ -28,6 +28,7 @@ from ._options import Changeable, Fixed
 from ._process.own import here
 from ._receive.reception import TURN_EVERY, Reception
 from ._receive.resting import give_up, may_rest, rest, served
+from ._receive.subscription import Subscription, Subscriptions
 from ._shm import layout as L
 from ._shm.segment import LockBusy
 from ._store import codec
@@ -182,6 +183,7 @@ class AsyncIPCChannelLayer:
         self._process_part = _random()
         self._made: set[str] = set()  # homes of names made here: they had no owner before
         self._dropped = Throttle()
+        self._subscriptions = Subscriptions()
         self._twin: SyncTwin | None = None
         self._addressed: tuple[Snapshot | None, list[Envelope], GroupSent]
         self._addressed = (None, [], GroupSent(0, 0))
@@ -656,6 +658,24 @@ class AsyncIPCChannelLayer:
 
     send_group = group_send
 
+    def subscribe(self, *groups: str, channel: str | None = None) -> Subscription:
+        """Join groups, receive what is sent to them, and leave them, whatever ends the block.
+
+        ::
+
+            async with layer.subscribe("room") as messages:
+                async for message in messages:
+                    ...
+
+        Args:
+            groups: to be joined; none: only what is sent to the channel itself.
+            channel: where to receive; ``None``: a new one of this process.
+
+        Raises:
+            InvalidName: (``TypeError``) one of the names.
+        """
+        return Subscription(self, self._site, self._subscriptions, groups, channel)
+
     async def group_channels(self, group: str) -> list[str]:
         """Return the members of a group, in no particular order; a snapshot.
 
@@ -680,7 +700,8 @@ class AsyncIPCChannelLayer:
         return len(await self.group_channels(group))
 
     def _report_drops(self, drops: Sequence[Drop]) -> None:
-        """Tell the callback of every drop, and the log now and then."""
+        """Tell subscriptions and the callback of every drop, and the log now and then."""
+        self._subscriptions.note(drops)
         if self.on_drop is not None:
             for drop in drops:
                 self.on_drop(drop)
