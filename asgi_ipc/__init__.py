@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._store.fanout import Drop
+from ._store.fanout import Drop, GroupSent
 from .aio import AsyncIPCChannelLayer
 from .exceptions import ChannelFull, IPCError, MessageTooLarge
 from .sync import IPCChannelLayer
@@ -13,6 +13,7 @@ __all__ = [
     "AsyncIPCChannelLayer",
     "ChannelFull",
     "Drop",
+    "GroupSent",
     "IPCChannelLayer",
     "IPCError",
     "MessageTooLarge",

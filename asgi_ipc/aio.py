@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import string
 import time
 import weakref
@@ -23,23 +24,25 @@ from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
 from . import exceptions
 from ._drive.twin import SyncTwin
+from ._options import Changeable, Fixed
 from ._process.own import here
 from ._receive.reception import TURN_EVERY, Reception
 from ._receive.resting import give_up, may_rest, rest, served
+from ._receive.subscription import Subscription, Subscriptions
 from ._shm import layout as L
 from ._shm.segment import LockBusy
 from ._store import codec
-from ._store.fanout import Drop, Envelope, GroupMessage
+from ._store.addressing import all_of, but_for, to_all, to_others
+from ._store.fanout import Drop, Envelope, GroupMessage, GroupSent
 from ._store.membership import Snapshot
 from ._store.messages import MANY, Letter
-from ._store.queues import EXCLUDED_LIMIT
 from ._store.throttle import Throttle
 from ._wake.blocking import pause
 from ._wake.port import HostLoop
 from ._wake.site import Site
 from .capacity import ChannelCapacity, check_capacity, compile_capacities
 from .exceptions import ChannelFull, InvalidName, MessageTooLarge
-from .names import check_channel, check_group, home_of
+from .names import check_channel, check_group, home_of, text_of
 
 __all__ = ["AsyncIPCChannelLayer"]
 
@@ -57,6 +60,24 @@ _MOST_SPIN_ROUNDS = 1000
 _PREFIX_LIMIT = 60  # of the socket's path, 108 bytes in all
 
 
+def _positive(seconds: float, what: str) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{what} must be a number of seconds, not {seconds!r}")
+    if not 0 < seconds < 1e9:
+        raise ValueError(f"{what} must be a positive number of seconds, not {seconds}")
+    return seconds
+
+
+def _spin_rounds(rounds: int, what: str) -> int:
+    if not 0 <= rounds <= _MOST_SPIN_ROUNDS:
+        raise ValueError(f"{what} must be 0 to {_MOST_SPIN_ROUNDS}, not {rounds}")
+    return rounds
+
+
+def _compiled(patterns: ChannelCapacity | None, _: str) -> list[tuple[re.Pattern[str], int]]:
+    return compile_capacities(patterns)
+
+
 class AsyncIPCChannelLayer:
     """A channel layer over POSIX shared memory, for asyncio.
 
@@ -69,6 +90,18 @@ class AsyncIPCChannelLayer:
     ChannelFull = ChannelFull
     MessageTooLarge = MessageTooLarge
     capacity_per_name: ClassVar[bool] = True
+
+    prefix = Fixed[str]()
+    message_memory = Fixed[int]()
+    group_memory = Fixed[int]()
+    max_message_bytes = Fixed[int | None]()
+    mode = Fixed[int]()
+    lock_timeout = Fixed[float]()
+    expiry = Changeable[float](_positive)
+    group_expiry = Changeable[float](_positive)
+    capacity = Changeable[int](check_capacity)
+    channel_capacity = Changeable[list[tuple[re.Pattern[str], int]]](_compiled)
+    spin_rounds = Changeable[int](_spin_rounds)
 
     def __init__(
         self,
@@ -88,6 +121,10 @@ class AsyncIPCChannelLayer:
         on_drop: Callable[[Drop], None] | None = None,
     ) -> None:
         """Attach to the segments of ``prefix``; create them if there are none.
+
+        Each option is an attribute too. What the segments were opened with (``prefix``, the
+        memories, ``max_message_bytes``, ``mode``, ``lock_timeout``) is read-only; of the others,
+        what is set holds from the next operation on.
 
         Args:
             prefix: names the site; letters, digits, ``-``, ``_`` and ``.``, at most 60.
@@ -116,7 +153,7 @@ class AsyncIPCChannelLayer:
                 f"prefix must be a str of 1 to {_PREFIX_LIMIT} characters: {prefix!r}"
             )
         try:
-            check_group(prefix)
+            prefix = check_group(prefix)
         except InvalidName as exc:
             raise InvalidName(f"prefix {prefix!r} is not valid: {exc}") from None
         for what, size in (("message_memory", message_memory), ("group_memory", group_memory)):
@@ -126,18 +163,18 @@ class AsyncIPCChannelLayer:
                     f"not {size}"
                 )
         self.prefix = prefix
-        self.expiry = _positive(expiry, "expiry")
-        self._expiry_ns = int(expiry * 1_000_000_000)
-        self.group_expiry = _positive(group_expiry, "group_expiry")
-        self._group_expiry_ns = int(group_expiry * 1_000_000_000)
-        self.capacity = check_capacity(capacity, "capacity")
-        self.channel_capacity = compile_capacities(channel_capacity)
+        self.expiry = expiry
+        self.group_expiry = group_expiry
+        self.capacity = capacity
+        self.channel_capacity = channel_capacity
         self.message_memory = int(message_memory)
         self.group_memory = int(group_memory)
         self.max_message_bytes = max_message_bytes
         self.mode = mode
         self.lock_timeout = _positive(lock_timeout, "lock_timeout")
         self.block_timeout = block_timeout
+        self.spin_rounds = spin_rounds
+        self.on_drop = on_drop
         self._names: dict[str, tuple[str, str, int]] = {}
         self._group_names: set[str] = set()  # that are valid
         self._process_parts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, str] = (
@@ -145,15 +182,14 @@ class AsyncIPCChannelLayer:
         )
         self._process_part = _random()
         self._made: set[str] = set()  # homes of names made here: they had no owner before
-        self._on_drop = on_drop
         self._dropped = Throttle()
+        self._subscriptions = Subscriptions()
         self._twin: SyncTwin | None = None
-        self._addressed: tuple[Snapshot | None, list[Envelope]] = (None, [])
+        self._addressed: tuple[Snapshot | None, list[Envelope], GroupSent]
+        self._addressed = (None, [], GroupSent(0, 0))
         self._rates: dict[str | None, tuple[float, dict[str, int]]] = {}
-        if not 0 <= spin_rounds <= _MOST_SPIN_ROUNDS:
-            raise ValueError(f"spin_rounds must be 0 to {_MOST_SPIN_ROUNDS}, not {spin_rounds}")
-        least = min([self.capacity, *(capacity for _, capacity in self.channel_capacity)])
-        self._reception = Reception(self.known_capacity, least, self._report_drops, spin_rounds)
+        self._reception = Reception(self.known_capacity, self._report_drops)
+        self._options_changed()
         self._site = self._reception.site = Site(
             prefix,
             message_memory=self.message_memory,
@@ -165,6 +201,15 @@ class AsyncIPCChannelLayer:
             on_reset=self._reset,
             on_safety=self._reception.on_safety,
         )
+
+    def _options_changed(self) -> None:
+        """Work out what is asked for in each operation."""
+        self._expiry_ns = _nanoseconds(self.expiry, "expiry")
+        self._group_expiry_ns = _nanoseconds(self.group_expiry, "group_expiry")
+        self._names.clear()  # each with its capacity
+        least = min([self.capacity, *(capacity for _, capacity in self.channel_capacity)])
+        self._reception.least_capacity = least
+        self._reception.spin_rounds = self.spin_rounds
 
     # -- life ----------------------------------------------------------------------------
 
@@ -319,7 +364,7 @@ class AsyncIPCChannelLayer:
 
         The home of an ordinary channel is the same object as its name.
         """
-        name = str(self.check_name(channel))
+        name = self.check_name(channel)
         home = home_of(name)
         counted = name if self.capacity_per_name else home
         if len(self._names) >= _NAME_CACHE:
@@ -465,9 +510,10 @@ class AsyncIPCChannelLayer:
         Raises:
             InvalidName: (``TypeError``) the prefix makes no valid name.
         """
-        if isinstance(prefix, str) and prefix.endswith("?"):
-            return self.check_name(prefix + _random())
-        if isinstance(prefix, str) and ("!" in prefix or "?" in prefix):
+        text = text_of(prefix)
+        if text is not None and text.endswith("?"):
+            return self.check_name(text + _random())
+        if text is None or "!" in text or "?" in text:
             raise InvalidName(f"new_channel() takes 'name' or 'name?', not {prefix!r}")
         if here[0] != self._site.process:
             self._site.let_go()  # the name of a forked child must not be its parent's
@@ -476,7 +522,7 @@ class AsyncIPCChannelLayer:
         if loop is not None:
             part = self._process_parts.setdefault(loop, "") or _random()
             self._process_parts[loop] = part
-        home = f"{prefix}.{part}!"
+        home = f"{text}.{part}!"
         if len(self._made) >= _NAME_CACHE:
             self._made.clear()
         self._made.add(home)
@@ -492,9 +538,7 @@ class AsyncIPCChannelLayer:
             ChannelFull: the memory for groups is full.
         """
         if type(group) is not str or group not in self._group_names:
-            self._learn_group(group)
-        if type(channel) is not str:
-            self.check_name(channel)
+            group = self._learn_group(group)
         name, home, _ = self._names.get(channel) or self._learn(channel)
         site = self._site
         if here[0] != site.attached_by:
@@ -521,9 +565,7 @@ class AsyncIPCChannelLayer:
             InvalidName: (``TypeError``) either name.
         """
         if type(group) is not str or group not in self._group_names:
-            self._learn_group(group)
-        if type(channel) is not str:
-            self.check_name(channel)
+            group = self._learn_group(group)
         name, home, _ = self._names.get(channel) or self._learn(channel)
         await self._run(self._discard, group, home, name)
 
@@ -537,12 +579,13 @@ class AsyncIPCChannelLayer:
         )
         self._site.groups.discard(group, home, channel, self._expiry_ns if pending else 0)
 
-    def _learn_group(self, group: str) -> None:
-        """Check a group's name once."""
-        check_group(group)
+    def _learn_group(self, group: str) -> str:
+        """Check a group's name once; return it as a plain ``str``."""
+        group = check_group(group)
         if len(self._group_names) >= _NAME_CACHE:
             self._group_names.clear()
         self._group_names.add(group)
+        return group
 
     async def group_send(
         self,
@@ -551,10 +594,11 @@ class AsyncIPCChannelLayer:
         *,
         exclude: Iterable[str] = (),
         expiry: float | None = None,
-    ) -> None:
+    ) -> GroupSent:
         """Send to every member; members whose channel is full are skipped and counted.
 
-        The message is stored once, with one envelope for each process-specific home.
+        The message is stored once, with one envelope for each process-specific home. What is
+        returned has the counts of members ``reached`` and ``skipped``.
 
         Args:
             exclude: members that do not get it (the sender's own channel, say).
@@ -565,7 +609,7 @@ class AsyncIPCChannelLayer:
                 as ``send``; never ``ChannelFull``.
         """
         if type(group) is not str or group not in self._group_names:
-            self._learn_group(group)
+            group = self._learn_group(group)
         body = codec.encode(message)
         site = self._site
         if here[0] != site.attached_by:
@@ -578,9 +622,20 @@ class AsyncIPCChannelLayer:
             snapshot = site.groups.snapshot(group)
         except LockBusy:
             snapshot = await self._run(site.groups.snapshot, group)
-        envelopes = self._envelopes(snapshot, exclude)
+        latest, envelopes, sent = self._addressed
+        excluded: dict[str, list[str]] = {}
+        for given in exclude:
+            name = self.check_name(given)
+            excluded.setdefault(home_of(name), []).append(name)
+        if excluded:
+            envelopes = await self._run(self._others, group, snapshot, excluded)
+            sent = all_of(envelopes)
+        elif latest is not snapshot:
+            envelopes = to_all(snapshot)
+            sent = all_of(envelopes)
+            self._addressed = snapshot, envelopes, sent
         if not envelopes:
-            return
+            return sent
         expiry_ns = self._expiry_ns if expiry is None else _nanoseconds(expiry, "expiry")
         addressed = GroupMessage(group, body, envelopes, self.known_capacity, expiry_ns)
         try:
@@ -591,33 +646,35 @@ class AsyncIPCChannelLayer:
             await self._run(site.drop_dead_homes, dead)
         if drops:
             self._report_drops(drops)
+        return sent if not dead and not drops else but_for(sent, envelopes, dead, drops)
 
-    def _envelopes(self, snapshot: Snapshot, exclude: Iterable[str]) -> list[Envelope]:
-        excluded: dict[str, list[str]] = {}
-        for name in exclude:
-            excluded.setdefault(home_of(self.check_name(name)), []).append(name)
-        envelopes: list[Envelope] = []
-        if not excluded:
-            latest, envelopes = self._addressed
-            if latest is not snapshot:
-                envelopes = [Envelope(home, snapshot.version, n) for home, n in snapshot.homes]
-                envelopes += [Envelope(channel, 0, 1) for channel in snapshot.channels]
-                self._addressed = snapshot, envelopes
-            return envelopes
-        for home, count in snapshot.homes:
-            without = "".join("\0" + name for name in excluded.get(home, ())).encode("ascii")
-            if len(without) > EXCLUDED_LIMIT:
-                raise ValueError(
-                    f"exclude names {len(excluded[home])} channels of {home!r}, {len(without)} "
-                    f"bytes, and at most {EXCLUDED_LIMIT} bytes fit: use a group of its own"
-                )
-            envelopes.append(Envelope(home, snapshot.version, count, without))
-        envelopes += [
-            Envelope(channel, 0, 1) for channel in snapshot.channels if channel not in excluded
-        ]
-        return envelopes
+    def _others(
+        self, group: str, snapshot: Snapshot, excluded: dict[str, list[str]]
+    ) -> list[Envelope]:
+        def count(home: str, names: Sequence[str]) -> int:
+            return self._site.groups.count(group, home, names, snapshot.version)
+
+        return to_others(snapshot, excluded, count)
 
     send_group = group_send
+
+    def subscribe(self, *groups: str, channel: str | None = None) -> Subscription:
+        """Join groups, receive what is sent to them, and leave them, whatever ends the block.
+
+        ::
+
+            async with layer.subscribe("room") as messages:
+                async for message in messages:
+                    ...
+
+        Args:
+            groups: to be joined; none: only what is sent to the channel itself.
+            channel: where to receive; ``None``: a new one of this process.
+
+        Raises:
+            InvalidName: (``TypeError``) one of the names.
+        """
+        return Subscription(self, self._site, self._subscriptions, groups, channel)
 
     async def group_channels(self, group: str) -> list[str]:
         """Return the members of a group, in no particular order; a snapshot.
@@ -625,7 +682,7 @@ class AsyncIPCChannelLayer:
         Raises:
             InvalidName: (``TypeError``) the name.
         """
-        check_group(group)
+        group = check_group(group)
         names = await self._run(self._site.groups.channels, group)
         homes = tuple({home_of(name) for name in names if "!" in name})
         is_dead: bool = bool(homes) and await self._run(self._site.have_dead_owner, homes)
@@ -643,10 +700,11 @@ class AsyncIPCChannelLayer:
         return len(await self.group_channels(group))
 
     def _report_drops(self, drops: Sequence[Drop]) -> None:
-        """Tell the callback of every drop, and the log now and then."""
-        if self._on_drop is not None:
+        """Tell subscriptions and the callback of every drop, and the log now and then."""
+        self._subscriptions.note(drops)
+        if self.on_drop is not None:
             for drop in drops:
-                self._on_drop(drop)
+                self.on_drop(drop)
         count = self._dropped.add(sum(drop.members for drop in drops))
         if not count:
             return
@@ -697,7 +755,7 @@ class AsyncIPCChannelLayer:
         Raises:
             InvalidName: (``TypeError``) the name.
         """
-        self.check_name(channel)
+        channel = self.check_name(channel)
         counts = await self._run(self._site.messages.channel_statistics, channel, home_of(channel))
         return self._rated(channel, counts)
 
@@ -722,14 +780,6 @@ class AsyncIPCChannelLayer:
             statistics[counted] = counts[name]
             statistics[f"{counted}_per_second"] = grown / (now - since) if now > since else 0.0
         return statistics
-
-
-def _positive(seconds: float, what: str) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"{what} must be a number of seconds, not {seconds!r}")
-    if not 0 < seconds < 1e9:
-        raise ValueError(f"{what} must be a positive number of seconds, not {seconds}")
-    return seconds
 
 
 def _random() -> str:

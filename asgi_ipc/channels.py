@@ -18,6 +18,7 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 from . import exceptions
+from ._store.fanout import GroupSent
 from .aio import AsyncIPCChannelLayer
 from .exceptions import InvalidName
 from .names import check_channel, check_group, home_of
@@ -76,10 +77,10 @@ class IPCChannelLayer(AsyncIPCChannelLayer, BaseChannelLayer):
         *,
         exclude: Iterable[str] = (),
         expiry: float | None = None,
-    ) -> None:
+    ) -> GroupSent:
         """Send to every member; see ``AsyncIPCChannelLayer.group_send``."""
         try:
-            await super().group_send(group, message, exclude=exclude, expiry=expiry)
+            return await super().group_send(group, message, exclude=exclude, expiry=expiry)
         except exceptions.MessageTooLarge as exc:
             raise _as_channels(exc) from exc
 

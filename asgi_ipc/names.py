@@ -5,10 +5,18 @@ characters, with at most one ``?`` (single-reader) or ``!`` (process-specific) a
 its first character. A group name is the same without ``?`` and ``!``. (ASGI channel layer
 specification, "Channels" and "Groups".) The original package's patterns let a trailing
 newline and non-ASCII digits through; these do not.
+
+A subclass of ``str`` (a member of a ``str`` enumeration, Django's ``TextChoices`` or
+``SafeString``) names what its value says, whatever ``str()`` makes of it. So does what equals a
+``str`` and hashes like it: one of Django's lazy strings names what its text is at that moment.
+
+``name_for`` makes a valid name of any text.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 
 from .exceptions import InvalidName
@@ -20,12 +28,53 @@ __all__ = [
     "check_channel",
     "check_group",
     "home_of",
+    "name_for",
+    "text_of",
 ]
 
 MAX_NAME_LENGTH = 99
 CHANNEL_NAME = re.compile(r"[a-zA-Z0-9\-_.]+([?!][a-zA-Z0-9\-_.]*)?\Z")
 GROUP_NAME = re.compile(r"[a-zA-Z0-9\-_.]+\Z")
 _ALLOWED = "ASCII letters, digits, hyphens, underscores and full stops"
+_NOT_ALLOWED = re.compile(r"[^a-zA-Z0-9\-_.]+")
+_MADE = ".."  # is in every name that `name_for` has changed, and in no other that it returns
+_DIGEST_BYTES = 16
+_DIGEST_LENGTH = 22  # of them in base 64, whose alphabet is a name's
+
+
+def text_of(name: object) -> str | None:
+    """Return the ``str`` that a name stands for, of that very type; ``None`` if it is none.
+
+    What equals a ``str`` counts as it, as it does in a dict: names are looked up in one.
+    """
+    if isinstance(name, str):
+        return str.__str__(name)
+    if isinstance(name, bytes) or name.__hash__ is None:
+        return None
+    text = str(name)
+    return text if hash(name) == hash(text) and name == text else None
+
+
+def name_for(topic: str) -> str:
+    """Return a name for any text, valid for a channel and for a group.
+
+    The same text has the same name, in every process and release; two texts never share one. A
+    text that is a valid group name, without two full stops in a row, stays as it is. Of any other
+    as much as fits stays readable, and a digest follows: ``"room 1"`` becomes
+    ``"room_1..``, 22 characters and ``"``. Two spellings of one letter in Unicode are two texts.
+
+    Args:
+        topic: of any length, with your own prefix in it: ``name_for(f"chat.{room}")``.
+
+    Raises:
+        InvalidName: (``TypeError``) it is no ``str``.
+    """
+    text = _text(topic, "topic")
+    if len(text) <= MAX_NAME_LENGTH and _MADE not in text and GROUP_NAME.match(text):
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]
+    readable = _NOT_ALLOWED.sub("_", text)[: MAX_NAME_LENGTH - len(_MADE) - _DIGEST_LENGTH]
+    return readable + _MADE + base64.urlsafe_b64encode(digest).decode()[:_DIGEST_LENGTH]
 
 
 def home_of(channel: str) -> str:
@@ -38,7 +87,7 @@ def home_of(channel: str) -> str:
 
 
 def check_channel(name: object, *, receive: bool = False) -> str:
-    """Return ``name`` if it is a valid channel name.
+    """Return ``name``, as a plain ``str``, if it is a valid channel name.
 
     Args:
         name: what the caller gave.
@@ -48,8 +97,8 @@ def check_channel(name: object, *, receive: bool = False) -> str:
     Raises:
         InvalidName: (a ``TypeError``) naming the rule and the offending character.
     """
-    if not isinstance(name, str):
-        raise InvalidName(f"channel name must be a str, not {type(name).__name__}: {name!r}")
+    if type(name) is not str:
+        name = _text(name, "channel name")
     if len(name) > MAX_NAME_LENGTH:
         raise InvalidName(_too_long("channel", name))
     if not CHANNEL_NAME.match(name):
@@ -67,18 +116,25 @@ def check_channel(name: object, *, receive: bool = False) -> str:
 
 
 def check_group(name: object) -> str:
-    """Return ``name`` if it is a valid group name.
+    """Return ``name``, as a plain ``str``, if it is a valid group name.
 
     Raises:
         InvalidName: (a ``TypeError``) naming the rule and the offending character.
     """
-    if not isinstance(name, str):
-        raise InvalidName(f"group name must be a str, not {type(name).__name__}: {name!r}")
+    if type(name) is not str:
+        name = _text(name, "group name")
     if len(name) > MAX_NAME_LENGTH:
         raise InvalidName(_too_long("group", name))
     if not GROUP_NAME.match(name):
         raise InvalidName(_explain("group", name, ""))
     return name
+
+
+def _text(name: object, what: str) -> str:
+    text = text_of(name)
+    if text is None:
+        raise InvalidName(f"{what} must be a str, not {type(name).__name__}: {name!r}")
+    return text
 
 
 def _too_long(what: str, name: str) -> str:

@@ -9,12 +9,15 @@ once.
 from __future__ import annotations
 
 import importlib.util
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ._drive.poll_loop import PrivateLoops
+from ._options import OfCore
 from ._receive.reception import Received
+from ._store.fanout import GroupSent
 from ._wake.blocking import drive
 from ._wake.port import HostLoop
 from .aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY, AsyncIPCChannelLayer
@@ -65,6 +68,18 @@ class IPCChannelLayer:
         "underscores, or periods."
     )
 
+    prefix = OfCore[str]()
+    expiry = OfCore[float]()
+    group_expiry = OfCore[float]()
+    capacity = OfCore[int]()
+    channel_capacity = OfCore[list[tuple[re.Pattern[str], int]]]()
+    message_memory = OfCore[int]()
+    group_memory = OfCore[int]()
+    max_message_bytes = OfCore[int | None]()
+    mode = OfCore[int]()
+    lock_timeout = OfCore[float]()
+    block_timeout = OfCore[float]()
+
     def __init__(
         self,
         prefix: str = "asgi",
@@ -94,12 +109,6 @@ class IPCChannelLayer:
             lock_timeout=lock_timeout,
             block_timeout=block_timeout,
         )
-        self.prefix = prefix
-        self.expiry = expiry
-        self.group_expiry = group_expiry
-        self.capacity = capacity
-        self.channel_capacity = self.core.channel_capacity
-        self.block_timeout = block_timeout
         self.extensions = [*self.core.extensions]
         if importlib.util.find_spec("twisted") is not None:
             self.extensions.append("twisted")
@@ -197,10 +206,15 @@ class IPCChannelLayer:
         drive(self.core.group_discard(group, channel))
 
     def send_group(self, group: str, message: dict[str, Any]) -> None:
-        """Send to every member; those whose channel is full are skipped."""
-        drive(self.core.group_send(group, message))
+        """Send to every member; those whose channel is full are skipped.
 
-    group_send = send_group
+        Returns nothing, as Channels 1 has it: ``group_send`` returns the counts.
+        """
+        self.group_send(group, message)
+
+    def group_send(self, group: str, message: dict[str, Any]) -> GroupSent:
+        """Send to every member; return how many were reached, and skipped."""
+        return drive(self.core.group_send(group, message))
 
     def group_channels(self, group: str) -> list[str]:
         """Return the members of a group; a snapshot."""

@@ -36,9 +36,10 @@ except ImportError as exc:
         "asgi_ipc.tracing needs opentelemetry-api: pip install 'asgi_ipc[tracing]'"
     ) from exc
 
+from ._store.fanout import GroupSent
 from ._wake.port import HostLoop
 from .aio import AsyncIPCChannelLayer
-from .names import home_of
+from .names import home_of, text_of
 
 __all__ = [
     "CARRIER_KEY",
@@ -157,10 +158,10 @@ class TracingLayer(AsyncIPCChannelLayer):
         *,
         exclude: Iterable[str] = (),
         expiry: float | None = None,
-    ) -> None:
+    ) -> GroupSent:
         """Send to every member, with the context of one span of kind PRODUCER."""
         with _span("group_send", "send", group, SpanKind.PRODUCER):
-            await super().group_send(group, inject(message), exclude=exclude, expiry=expiry)
+            return await super().group_send(group, inject(message), exclude=exclude, expiry=expiry)
 
     send_group = group_send
 
@@ -231,7 +232,8 @@ def _span(
         "messaging.operation.type": operation,
     }
     template = ""
-    if isinstance(destination, str) and destination:
+    destination = text_of(destination) or ""
+    if destination:
         template = _template(destination)
         attributes["messaging.destination.name"] = destination
         if template != destination:

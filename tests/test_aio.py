@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
+import json
 import logging
 import os
 import threading
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.utils.functional import lazystr
 
 from asgi_ipc import AsyncIPCChannelLayer
 from asgi_ipc.exceptions import (
@@ -876,3 +879,71 @@ async def test_a_receive_ends_when_a_thread_closes_while_it_waits_for_the_lock(
         await asyncio.wait_for(receive, 30)
     child.tell()
     child.end()
+
+
+async def test_every_operation_takes_a_name_by_its_value(
+    make_layer: MakeLayer, prefix: str
+) -> None:
+    """The prefix, the start of a new name, whom to exclude, and whose counts to return."""
+
+    class Name(str, enum.Enum):  # noqa: UP042 - of a StrEnum str() is the value
+        SITE = prefix
+        KIND = "kind"
+        GROUP = "g"
+
+    layer = make_layer(prefix=Name.SITE)
+    assert type(layer.prefix) is str
+    assert layer.prefix == prefix
+    mine = await layer.new_channel(Name.KIND)
+    assert mine.startswith("kind.")
+    await layer.group_add(Name.GROUP, mine)
+    assert await layer.group_channels(Name.GROUP) == [mine]
+    await layer.group_send("g", {"n": 1}, exclude=[lazystr(mine)])
+    await layer.send_many([(Name.KIND, {"n": 2})])
+    assert await layer.receive_async([mine, Name.KIND]) == ("kind", {"n": 2})
+    assert (await layer.channel_statistics(Name.KIND))["messages_count"] == 1
+    assert layer.sync.receive(Name.KIND, timeout=0) is None
+
+
+async def test_a_group_send_counts_nobody_who_is_excluded(make_layer: MakeLayer) -> None:
+    """Once each, and only members; a home of which nobody is left costs nothing."""
+    layer = make_layer()
+    mine, other = await layer.new_channel(), await layer.new_channel()
+    for channel in (mine, other, "ordinary"):
+        await layer.group_add("g", channel)
+    stranger = await layer.new_channel()
+    excluded = (name for name in (mine, mine, stranger))
+    assert await layer.group_send("g", {"n": 1}, exclude=excluded) == (2, 0)
+    assert await layer.group_send("g", {"n": 2}, exclude=["ordinary", other]) == (1, 0)
+    assert await layer.group_send("g", {"n": 3}, exclude=["ordinary", other, mine]) == (0, 0)
+    assert layer.sync.group_send("g", {"n": 4}) == (3, 0)
+
+
+async def test_a_group_send_counts_nobody_who_is_dead(make_layer: MakeLayer, start: Start) -> None:
+    """A process that was killed is no member any more."""
+    layer = make_layer()
+    await layer.group_add("g", await layer.new_channel())
+    child = start(
+        """
+        layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+        mine = layer.sync.new_channel()
+        layer.sync.group_add("g", mine)
+        layer.sync.receive(mine, timeout=0)
+        say("joined")
+        sys.stdin.readline()
+        """
+    )
+    child.expect("joined")
+    assert await layer.group_send("g", {"n": 1}) == (2, 0)
+    child.kill()
+    assert await layer.group_send("g", {"n": 2}) == (1, 0)
+
+
+async def test_what_a_group_send_returns_passes_for_nothing(make_layer: MakeLayer) -> None:
+    """Where None did: it is false, and goes through JSON as the result of a task."""
+    layer = make_layer()
+    await layer.group_add("g", "c")
+    sent = await layer.group_send("g", {})
+    assert (sent.reached, sent.skipped) == (1, 0)
+    assert not sent
+    assert json.loads(json.dumps(sent)) == [1, 0]

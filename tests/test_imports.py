@@ -17,7 +17,7 @@ from docs.storeys import DESIGN, read_modules, read_rooms, redraw, room_of
 # A room may import from rooms above its own line in this list, never from its own or below.
 ROOMS = [
     {"exceptions"},
-    {"_process", "names", "capacity"},
+    {"_process", "_options", "names", "capacity"},
     {"_shm"},
     {"_memory"},
     {"_store"},

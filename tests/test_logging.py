@@ -129,6 +129,67 @@ def test_a_reaped_process_is_told_once_and_no_lock_is_held(
     assert told == ("log", {"event": "process-reaped"})
 
 
+OWN = """
+layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+async def own():
+    mine = await layer.new_channel()
+    task = asyncio.ensure_future(layer.receive(mine))
+    await asyncio.sleep(0)
+    say(mine)
+    await task
+asyncio.run(own())
+"""
+
+
+@pytest.mark.parametrize("way", ["receive", "receive_async", "blocking"])
+def test_who_waits_for_what_another_process_owns_is_told_so_once(
+    make_layer: MakeLayer, start: Start, heard: Heard, way: str
+) -> None:
+    """With the owner's process id; whoever waits for a name of its own hears nothing."""
+    layer = heard.layer = make_layer()
+    child = start(OWN)
+    theirs = child.line()
+    home = theirs.partition("!")[0] + "!"
+
+    async def wait_for(channel: str) -> None:
+        if way == "receive":
+            task = asyncio.ensure_future(layer.receive(channel))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait((task,))
+        elif way == "receive_async":
+            layer.block_timeout = 0.001
+            assert await layer.receive_async([channel]) == (None, None)
+        else:
+            layer.sync.receive(channel, timeout=0.001)
+
+    async def wait() -> None:
+        await wait_for(await layer.new_channel())
+        await wait_for("ordinary")
+        assert not heard.of("receive-of-another")
+        for _ in range(3):
+            await wait_for(theirs)
+        await wait_for(f"{home}x")
+
+    asyncio.run(wait())
+    (record,) = heard.of("receive-of-another")
+    assert record.levelno == logging.WARNING
+    assert home in record.getMessage()
+    assert f"process {child.pid} owns" in record.getMessage()
+
+
+def test_who_waits_for_what_a_dead_process_owned_owns_it_now(
+    make_layer: MakeLayer, start: Start, heard: Heard
+) -> None:
+    """Nothing is wrong with that, so nothing is said."""
+    layer = make_layer()
+    child = start(OWN)
+    theirs = child.line()
+    child.kill()
+    layer.sync.receive(theirs, timeout=0.001)
+    assert not heard.of("receive-of-another")
+
+
 def test_a_replayed_log_is_told_once_and_no_lock_is_held(
     make_layer: MakeLayer, start: Start, heard: Heard
 ) -> None:

@@ -645,3 +645,11 @@ closer.join()
     )
     child.expect("LayerClosed")
     child.end()
+
+
+def test_send_group_returns_nothing(make_sync: MakeSync) -> None:
+    """As Channels 1 has it; group_send returns whom it reached."""
+    layer = make_sync()
+    layer.group_add("g", "c")
+    assert layer.send_group("g", {}) is None  # type: ignore[func-returns-value]
+    assert layer.group_send("g", {}) == (1, 0)

@@ -71,15 +71,9 @@ def group_send(
     """Send one message to every member of a group; those that are full are skipped."""
     check_group(group)
     content = from_json(_text(message))
-    skipped = 0
-
-    def on_drop(drop: object) -> None:
-        nonlocal skipped
-        skipped += getattr(drop, "members", 0)
-
-    with layer_of(prefix, patience=patience, capacity=capacity, on_drop=on_drop) as layer:
-        members = layer.sync.group_count(group)
-        layer.sync.group_send(group, content, expiry=expiry)
+    with layer_of(prefix, patience=patience, capacity=capacity) as layer:
+        reached, skipped = layer.sync.group_send(group, content, expiry=expiry)
+    members = reached + skipped
     if as_json:
         print_json({"prefix": prefix, "group": group, "members": members, "skipped": skipped})
     else:

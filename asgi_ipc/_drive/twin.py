@@ -10,6 +10,7 @@ import time
 from collections.abc import Coroutine, Iterable
 from typing import Any, Protocol, TypeVar
 
+from .._store.fanout import GroupSent
 from .._wake.blocking import drive
 from .._wake.port import HostLoop
 from .poll_loop import PrivateLoops
@@ -35,7 +36,7 @@ class _Layer(Protocol):
     def group_discard(self, group: str, channel: str) -> _Op[None]: ...
     def group_send(
         self, group: str, message: _Message, *, exclude: Iterable[str], expiry: float | None
-    ) -> _Op[None]: ...
+    ) -> _Op[GroupSent]: ...
     def group_channels(self, group: str) -> _Op[list[str]]: ...
     def group_count(self, group: str) -> _Op[int]: ...
     def flush(self) -> _Op[None]: ...
@@ -100,9 +101,9 @@ class SyncTwin:
         *,
         exclude: Iterable[str] = (),
         expiry: float | None = None,
-    ) -> None:
-        """Send to every member of a group."""
-        drive(self._layer.group_send(group, message, exclude=exclude, expiry=expiry))
+    ) -> GroupSent:
+        """Send to every member of a group; return how many were reached, and skipped."""
+        return drive(self._layer.group_send(group, message, exclude=exclude, expiry=expiry))
 
     def group_channels(self, group: str) -> list[str]:
         """Return the members of a group."""

@@ -50,31 +50,25 @@ class Reception:
     Attributes:
         site: set once by the layer, before anything else is called.
         inboxes: what was drained and not asked for yet; the site's mutex guards it.
-        least_capacity: the least that any name may have in its inbox.
-        spin_rounds: see ``AsyncIPCChannelLayer``.
+        least_capacity: the least that ``capacity_of`` returns; set by the layer.
+        spin_rounds: see ``AsyncIPCChannelLayer``, which sets it.
         count: how many receives of the faces on asyncio began.
     """
 
     site: Site
+    least_capacity: int
+    spin_rounds: int
 
     def __init__(
-        self,
-        capacity_of: Callable[[str], int],
-        least_capacity: int,
-        on_drop: Callable[[Sequence[Drop]], None],
-        spin_rounds: int,
+        self, capacity_of: Callable[[str], int], on_drop: Callable[[Sequence[Drop]], None]
     ) -> None:
         """Start with nothing taken.
 
         Args:
             capacity_of: how many messages a full name may have in its inbox.
-            least_capacity: the least that ``capacity_of`` returns.
             on_drop: told which group messages found no room there.
-            spin_rounds: see ``AsyncIPCChannelLayer``.
         """
-        self.spin_rounds = spin_rounds
         self._capacity_of = capacity_of
-        self.least_capacity = least_capacity
         self._on_drop = on_drop
         self.inboxes = Inboxes()
         self._drops: list[Drop] = []  # group messages that found no room here, not told yet

@@ -18,7 +18,7 @@ from .._shm.segment import Plan
 from .records import Records, is_full
 from .slots import Slots
 
-__all__ = ["Drop", "Envelope", "Fanout", "GroupMessage"]
+__all__ = ["Drop", "Envelope", "Fanout", "GroupMessage", "GroupSent"]
 
 
 class Envelope(NamedTuple):
@@ -65,6 +65,26 @@ class Drop(NamedTuple):
     capacity: int
     cause: str
     group: str
+
+
+class GroupSent(NamedTuple):
+    """How many members a group message reached: what ``group_send`` returns.
+
+    It is false, as the ``None`` of other channel layers: whoever hands it on, out of an
+    ``__aexit__`` or as a handler's answer, says nothing by it. Ask for its counts.
+
+    Attributes:
+        reached: members that it was queued for.
+        skipped: members that it was not queued for, because they or the memory were full. A member
+            that is found full later, when its process takes what is queued for all of its channels,
+            is told to ``on_drop`` there.
+    """
+
+    reached: int
+    skipped: int
+
+    def __bool__(self) -> bool:
+        return False
 
 
 _SLICE = 24  # envelopes in one transaction: about 16 words each, of a log of 512

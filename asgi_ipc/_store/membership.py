@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Container
+from collections.abc import Collection, Container
 from typing import NamedTuple
 
 from .._memory.heap import HeapFull
@@ -368,6 +368,11 @@ class GroupStore:
             if joined <= version < left and deadline_ns > now
         ]
         return names
+
+    def count(self, group: str, home: str, names: Collection[str], version: int) -> int:
+        """Return how many of some names below a home were members at ``version``."""
+        members = self.members_at(group, home, version)
+        return len({*names}.intersection(members))
 
     def channels(self, group: str) -> list[str]:
         """Return the members of a group."""

@@ -68,6 +68,7 @@ class Bells(Protocol):
 
 
 _PLAN_ROOM = 400  # a plan of this many words is committed before it grows further
+_MOST_STRANGERS = 1000
 _HOMES_AT_ONCE = 64  # left in one plan: six words each at most
 _ALL = (1 << 64) - 1
 _MASK_BYTES = 8 * L.PARKED_WORDS
@@ -89,6 +90,7 @@ class Slots:
         self.rung: list[tuple[int, int, int]] = []  # to be asked for, see `settle`
         self.dead: list[tuple[int, int]] = []  # rung in vain, to be reaped
         self.dead_homes: set[str] = set()  # whose owner is dead: their members are to be dropped
+        self._strangers: set[str] = set()  # homes of other processes that was warned of
         records.is_kept = self._is_kept
         records.ask = bells.ask
 
@@ -180,13 +182,36 @@ class Slots:
                 plan[record + word] = parked | bit
             if home[-1] == "!":
                 owner = words[record + L.CH_OWNER]
-                if owner != token and not (owner and self.ask(owner) is _ALIVE):
-                    plan[record + L.CH_OWNER] = token
+                if owner != token:
+                    if owner and self.ask(owner) is _ALIVE:
+                        self._note_stranger(home, owner)
+                    else:
+                        plan[record + L.CH_OWNER] = token
             if len(plan) > _PLAN_ROOM:
                 self.segment.commit(plan)
                 plan = {}
         if plan:
             self.segment.commit(plan)
+
+    def _note_stranger(self, home: str, owner: int) -> None:
+        """Say once that somebody waits here for what another living process owns."""
+        if home in self._strangers or self.is_own(owner):
+            return
+        if len(self._strangers) >= _MOST_STRANGERS:
+            self._strangers.clear()
+        self._strangers.add(home)
+        words = self.segment.words
+        bases = range(L.SLOTS, L.BUCKETS, L.SLOT_WORDS)
+        pids = [words[at + L.SLOT_PID] for at in bases if words[at + L.SLOT_PROCESS] == owner]
+        self.segment.note(
+            logging.WARNING,
+            "receive-of-another",
+            "a receive waits below %r, which %s owns and receives from as well: what is sent there "
+            "is for that process. Receive from what new_channel() returned in this process (%d)",
+            home,
+            f"process {pids[0]}" if pids else "another process",
+            os.getpid(),
+        )
 
     def is_to_be_owned(self, record: int) -> bool:
         """Whether a process-specific home has no owner, or one that is proven dead."""

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import PEERS, MakeFace
+from tests.test_names import THUMBS
+
+from .conftest import OURS, PEERS, MakeFace
 from .faces import Face
 
 NAMES = ["c", "specific.x!abc"]
@@ -91,6 +93,35 @@ async def test_another_object_is_the_same_layer(make_face: MakeFace) -> None:
     assert await all_of(face, "c") == [1]
 
 
+# -- names -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known_before", [False, True])
+@pytest.mark.parametrize("name", THUMBS, ids=lambda name: type(name).__name__)
+@pytest.mark.parametrize("make_face", OURS, indirect=True)
+async def test_a_member_of_an_enumeration_names_its_value(
+    make_face: MakeFace, name: Any, known_before: bool
+) -> None:
+    """Of channels and groups, whether or not the name has been used as a plain str before."""
+    face = make_face(channel_capacity={name: 3} if isinstance(name, str) else None)
+    if known_before:
+        await face.send("thumbs", {"n": 0})
+        await face.receive("thumbs")
+        await face.group_add("thumbs", "other")
+    await face.send(name, {"n": 1})
+    await face.group_add(name, name)
+    await face.group_send(name, {"n": 2})
+    assert await face.receive("thumbs") == ("thumbs", {"n": 1})
+    assert await face.receive(name) == ("thumbs", {"n": 2})
+    await face.group_discard("thumbs", "thumbs")
+    await face.group_send("thumbs", {"n": 3})
+    assert await face.receive_now(name) is None
+    await face.group_add(name, name)
+    await face.group_discard(name, name)
+    await face.group_send("thumbs", {"n": 4})
+    assert await face.receive_now("thumbs") is None
+
+
 # -- capacity ----------------------------------------------------------------------------
 
 
@@ -145,6 +176,23 @@ async def test_a_full_member_misses_a_group_message_and_nobody_hears(make_face: 
     await face.group_send("g", {"n": 1})
     assert await all_of(face, "a") == [0]
     assert await all_of(face, "b") == [1]
+
+
+@pytest.mark.parametrize("make_face", OURS, indirect=True)
+async def test_a_group_send_says_whom_it_reached(make_face: MakeFace) -> None:
+    """How many members, and how many were full, whatever kind of channel they have."""
+    face = make_face(capacity=1)
+    assert await face.group_send("g", {"n": 0}) == (0, 0)
+    for channel in ("a", "b", "x!a", "x!b", "y!a"):
+        await face.group_add("g", channel)
+    await face.send("a", {"n": 1})
+    assert await face.group_send("g", {"n": 2}) == (4, 1)
+    await face.receive("b")
+    await face.receive("y!a")
+    assert await face.group_send("g", {"n": 3}) == (2, 3)
+    await face.group_discard("g", "x!a")
+    await face.receive("y!a")
+    assert await face.group_send("g", {"n": 4}) == (1, 3)
 
 
 # -- expiry ------------------------------------------------------------------------------

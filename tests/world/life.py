@@ -84,7 +84,7 @@ class Process:
         self.layer: Any
         if self.life.face == "old":
             self.layer = IPCChannelLayer(**options, block_timeout=0.1)
-            self.layer.core._on_drop = self.on_drop  # Channels 1 has no such option
+            self.layer.core.on_drop = self.on_drop  # Channels 1 has no such option
         else:
             kind = ChannelsLayer if self.life.face == "channels" else AsyncIPCChannelLayer
             self.layer = kind(**options, on_drop=self.on_drop)
