@@ -6,10 +6,11 @@ may write it there, and to what is worked out from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection
 from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
-__all__ = ["Changeable", "Fixed", "OfCore"]
+__all__ = ["Changeable", "Fixed", "OfCore", "refuse_unknown"]
 
 T = TypeVar("T")
 
@@ -63,6 +64,54 @@ class Changeable(_Option[T]):
         layer.__dict__[self.name] = valid
         if not is_first:
             layer._options_changed()
+
+
+_OF_CHANNELS_REDIS = {
+    "connection_kwargs",
+    "hosts",
+    "on_disconnect",
+    "on_reconnect",
+    "random_prefix_length",
+    "serializer_format",
+    "symmetric_encryption_keys",
+}
+_RENAMED = {"channel_memory": "message_memory"}  # before 1.4
+
+
+def refuse_unknown(layer: type, options: Collection[str]) -> None:
+    """Say what is wrong with options that a layer does not take, all at once.
+
+    Raises:
+        TypeError: there are some.
+    """
+    if not options:
+        return
+    parameters = inspect.signature(layer.__init__).parameters  # type: ignore[misc]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return  # a subclass that sees to them itself
+    unknown = [option for option in options if option not in parameters]
+    if not unknown:
+        return
+    redis = [option for option in unknown if option in _OF_CHANNELS_REDIS]
+    says = [
+        f"{option} is now {_RENAMED[option]}"
+        if option in _RENAMED
+        else f"there is no {option}" + _instead_of(option, parameters)
+        for option in unknown
+        if option not in redis
+    ]
+    if redis:
+        what = "an option" if len(redis) == 1 else "options"
+        listed = ", ".join(redis)
+        says.append(f"{listed}: {what} of channels_redis; take them out, there is no connection")
+    raise TypeError(f"{layer.__module__}.{layer.__qualname__}: {'; '.join(says)}")
+
+
+def _instead_of(option: str, known: Collection[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(option, known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 class _HasCore(Protocol):

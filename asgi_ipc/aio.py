@@ -24,7 +24,7 @@ from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
 from . import exceptions
 from ._drive.twin import SyncTwin
-from ._options import Changeable, Fixed
+from ._options import Changeable, Fixed, refuse_unknown
 from ._process.own import here
 from ._receive.reception import TURN_EVERY, Reception
 from ._receive.resting import give_up, may_rest, rest, served
@@ -42,7 +42,7 @@ from ._wake.port import HostLoop
 from ._wake.site import Site
 from .capacity import ChannelCapacity, check_capacity, compile_capacities
 from .exceptions import ChannelFull, InvalidName, MessageTooLarge
-from .names import check_channel, check_group, home_of, text_of
+from .names import check_channel, check_group, check_prefix, home_of, text_of
 
 __all__ = ["AsyncIPCChannelLayer"]
 
@@ -57,7 +57,6 @@ _NAME_CACHE = 20_000
 _ALPHANUMERIC = ((string.ascii_letters + string.digits) * 5)[:256].encode()  # for each byte
 _RATE_OVER_S = 1.0  # a shorter time would make a rate out of one message
 _MOST_SPIN_ROUNDS = 1000
-_PREFIX_LIMIT = 60  # of the socket's path, 108 bytes in all
 
 
 def _positive(seconds: float, what: str) -> float:
@@ -102,6 +101,11 @@ class AsyncIPCChannelLayer:
     capacity = Changeable[int](check_capacity)
     channel_capacity = Changeable[list[tuple[re.Pattern[str], int]]](_compiled)
     spin_rounds = Changeable[int](_spin_rounds)
+
+    def __new__(cls, *_: Any, **options: Any) -> Self:
+        """Refuse what is no option, by name."""
+        refuse_unknown(cls, options)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -148,14 +152,7 @@ class AsyncIPCChannelLayer:
         Raises:
             SegmentError: see ``exceptions``; each names what is wrong and the remedy.
         """
-        if not isinstance(prefix, str) or not 1 <= len(prefix) <= _PREFIX_LIMIT:
-            raise InvalidName(
-                f"prefix must be a str of 1 to {_PREFIX_LIMIT} characters: {prefix!r}"
-            )
-        try:
-            prefix = check_group(prefix)
-        except InvalidName as exc:
-            raise InvalidName(f"prefix {prefix!r} is not valid: {exc}") from None
+        prefix = check_prefix(prefix)
         for what, size in (("message_memory", message_memory), ("group_memory", group_memory)):
             if not L.MIN_SEGMENT_BYTES <= size <= L.MAX_SEGMENT_BYTES:
                 raise ValueError(

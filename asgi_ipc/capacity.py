@@ -24,7 +24,12 @@ def compile_capacities(
         ValueError: a capacity below 1.
     """
     compiled: list[tuple[re.Pattern[str], int]] = []
-    for pattern, capacity in (channel_capacity or {}).items():
+    patterns = channel_capacity or {}
+    if not isinstance(patterns, Mapping):
+        raise TypeError(
+            f"channel_capacity must be a dict of globs or regexes and capacities, not {patterns!r}"
+        )
+    for pattern, capacity in patterns.items():
         check_capacity(capacity, f"channel_capacity[{pattern!r}]")
         if isinstance(pattern, str):
             compiled.append((re.compile(fnmatch.translate(pattern)), capacity))

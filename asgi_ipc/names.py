@@ -25,14 +25,17 @@ __all__ = [
     "CHANNEL_NAME",
     "GROUP_NAME",
     "MAX_NAME_LENGTH",
+    "MAX_PREFIX_LENGTH",
     "check_channel",
     "check_group",
+    "check_prefix",
     "home_of",
     "name_for",
     "text_of",
 ]
 
 MAX_NAME_LENGTH = 99
+MAX_PREFIX_LENGTH = 60  # it is in the path of a socket, which has 108 bytes in all
 CHANNEL_NAME = re.compile(r"[a-zA-Z0-9\-_.]+([?!][a-zA-Z0-9\-_.]*)?\Z")
 GROUP_NAME = re.compile(r"[a-zA-Z0-9\-_.]+\Z")
 _ALLOWED = "ASCII letters, digits, hyphens, underscores and full stops"
@@ -128,6 +131,22 @@ def check_group(name: object) -> str:
     if not GROUP_NAME.match(name):
         raise InvalidName(_explain("group", name, ""))
     return name
+
+
+def check_prefix(prefix: str) -> str:
+    """Return the prefix of a site, as a plain ``str``, if it is valid.
+
+    Raises:
+        InvalidName: (``TypeError``) it is not; one like it that is comes with the error.
+    """
+    text = _text(prefix, "prefix")
+    if text and len(text) <= MAX_PREFIX_LENGTH and GROUP_NAME.match(text):
+        return text
+    like = _NOT_ALLOWED.sub("-", text).strip("-")[:MAX_PREFIX_LENGTH] or "asgi"
+    raise InvalidName(
+        f"prefix {text!r} is not valid: it is 1 to {MAX_PREFIX_LENGTH} {_ALLOWED}. "
+        f"{like!r} would do"
+    )
 
 
 def _text(name: object, what: str) -> str:

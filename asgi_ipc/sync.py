@@ -11,11 +11,11 @@ from __future__ import annotations
 import importlib.util
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 from ._drive.poll_loop import PrivateLoops
-from ._options import OfCore
+from ._options import OfCore, refuse_unknown
 from ._receive.reception import Received
 from ._store.fanout import GroupSent
 from ._wake.blocking import drive
@@ -68,6 +68,7 @@ class IPCChannelLayer:
         "underscores, or periods."
     )
 
+    extensions: Sequence[str] = AsyncIPCChannelLayer.extensions
     prefix = OfCore[str]()
     expiry = OfCore[float]()
     group_expiry = OfCore[float]()
@@ -79,6 +80,11 @@ class IPCChannelLayer:
     mode = OfCore[int]()
     lock_timeout = OfCore[float]()
     block_timeout = OfCore[float]()
+
+    def __new__(cls, *_: Any, **options: Any) -> Self:
+        """Refuse what is no option, by name."""
+        refuse_unknown(cls, options)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -109,9 +115,8 @@ class IPCChannelLayer:
             lock_timeout=lock_timeout,
             block_timeout=block_timeout,
         )
-        self.extensions = [*self.core.extensions]
         if importlib.util.find_spec("twisted") is not None:
-            self.extensions.append("twisted")
+            self.extensions = [*self.extensions, "twisted"]
         self._loops = PrivateLoops()
 
     # -- messages ------------------------------------------------------------------------

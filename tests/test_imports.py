@@ -25,7 +25,7 @@ ROOMS = [
     {"_receive", "_drive"},
     {"aio"},
     {"sync", "channels"},
-    {"asgi_ipc", "interface", "worker", "tracing", "pytest_plugin"},
+    {"asgi_ipc", "core", "interface", "worker", "tracing", "pytest_plugin"},
     {"_operator"},
     {"metrics", "_cli"},
     {"__main__"},

@@ -1,15 +1,20 @@
-"""Options of a layer after it was made: each takes effect, or refuses to be set."""
+"""Options of a layer: what is none, and what happens when one is set afterwards."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, IPCChannelLayer
+from asgi_ipc import AsyncIPCChannelLayer, ChannelFull, IPCChannelLayer, core
 from asgi_ipc.channels import IPCChannelLayer as DjangoLayer
+from asgi_ipc.exceptions import InvalidName
+from asgi_ipc.names import check_prefix
 
 if TYPE_CHECKING:
     from .conftest import Clock
@@ -156,3 +161,94 @@ def test_a_value_that_is_not_valid_changes_nothing(
     with pytest.raises((TypeError, ValueError), match=says):
         setattr(layer, option, value)
     assert getattr(layer, option) == before
+
+
+# -- what is no option -------------------------------------------------------------------
+
+FACES = [AsyncIPCChannelLayer, DjangoLayer, IPCChannelLayer]
+
+
+@pytest.mark.parametrize("kind", FACES)
+def test_all_that_is_no_option_is_named_at_once(prefix: str, kind: Callable[..., Any]) -> None:
+    """Those of channels_redis with what to do about them, and the class that was configured."""
+    config = {
+        "hosts": [("127.0.0.1", 6379)],
+        "symmetric_encryption_keys": ["secret"],
+        "expirey": 5,
+        "channel_memory": 5,
+        "capacity": 5,
+    }
+    with pytest.raises(TypeError) as caught:
+        kind(prefix=prefix, **config)
+    said = str(caught.value)
+    assert said.startswith(f"{kind.__module__}.{kind.__qualname__}: ")
+    assert "hosts, symmetric_encryption_keys: options of channels_redis; take them out" in said
+    assert "there is no expirey (did you mean expiry?)" in said
+    assert "channel_memory is now message_memory" in said
+    assert not Path(f"/dev/shm/{prefix}-messages").exists()
+
+
+def test_a_subclass_may_take_more(prefix: str) -> None:
+    """By name, or whatever there is."""
+
+    class Named(AsyncIPCChannelLayer):
+        def __init__(self, *, colour: str, **options: Any) -> None:
+            super().__init__(**options)
+            self.colour = colour
+
+    layer = Named(prefix=prefix, colour="red")
+    assert (layer.prefix, layer.colour) == (prefix, "red")
+    layer.unlink()
+
+
+@pytest.mark.parametrize("kind", FACES)
+@pytest.mark.parametrize(
+    ("given", "like"),
+    [
+        ("my site", "my-site"),
+        ("asgi:", "asgi"),
+        ("a:b", "a-b"),
+        ("x" * 100, "x" * 60),
+        ("", "asgi"),
+    ],
+)
+def test_a_prefix_that_cannot_be_one_comes_with_one_that_can(
+    kind: Callable[..., Any], given: str, like: str
+) -> None:
+    """asgi_ipc 1.4.2 took these, and channels_redis does."""
+    with pytest.raises(InvalidName) as caught:
+        kind(prefix=given)
+    assert f"prefix {given!r} is not valid" in str(caught.value)
+    assert f"{like!r} would do" in str(caught.value)
+    assert "group" not in str(caught.value)
+    assert check_prefix(like) == like
+
+
+def test_capacities_that_are_no_dict_are_refused(prefix: str) -> None:
+    """As some write them."""
+    with pytest.raises(TypeError, match=r"channel_capacity must be a dict.*\[\('a', 1\)\]"):
+        AsyncIPCChannelLayer(prefix, channel_capacity=[("a", 1)])  # type: ignore[arg-type]
+
+
+def test_the_module_of_1_x_has_the_layer() -> None:
+    """And what it can do is said by the class, too."""
+    assert core.IPCChannelLayer is IPCChannelLayer
+    assert {"groups", "flush", "statistics"} <= set(IPCChannelLayer.extensions)
+
+
+@pytest.mark.parametrize("old", ["version = (0, 5, 6)", ""], ids=["0.5.6", "what it left"])
+def test_an_old_msgpack_is_named_at_import(tmp_path: Path, old: str) -> None:
+    """The distribution msgpack-python of 1.4.2 has the same files as today's msgpack."""
+    package = tmp_path / "msgpack"
+    package.mkdir()
+    if old:
+        (package / "__init__.py").write_text(old)
+    (package / "exceptions.py").touch()
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import asgi_ipc"
+    if not old:  # a folder without `__init__` comes last of all that is found
+        program = (
+            "import sys, types; sys.modules['msgpack'] = types.ModuleType('msgpack'); " + program
+        )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "pip uninstall msgpack-python" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("ImportError")

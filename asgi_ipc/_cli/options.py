@@ -14,7 +14,7 @@ from rich.console import Console
 from .._operator.doctor import sites
 from .._operator.image import LockHeld, NoSite
 from ..exceptions import InvalidName, IPCError
-from ..names import check_group
+from ..names import check_prefix
 from . import words
 from .codes import Code, code_of
 from .messages import dumps
@@ -36,7 +36,6 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_PREFIX_LIMIT = 60  # as the layer has it
 _LISTED = 8
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg](?:i?b)?|b?)", re.IGNORECASE)
 _WIDE = 500  # columns of a table that is not printed on a terminal
@@ -45,14 +44,9 @@ _WIDE = 500  # columns of a table that is not printed on a terminal
 def checked_prefix(prefix: str) -> str:
     """Return a prefix if it is valid, or end with a usage error."""
     try:
-        check_group(prefix)
+        return check_prefix(prefix)
     except InvalidName as exc:
-        raise typer.BadParameter(f"{prefix!r} is not valid: {exc}") from None
-    if len(prefix) > _PREFIX_LIMIT:
-        raise typer.BadParameter(
-            f"it has {len(prefix)} characters, and at most {_PREFIX_LIMIT} are allowed"
-        )
-    return prefix
+        raise typer.BadParameter(str(exc)) from None
 
 
 Prefix = Annotated[

@@ -18,7 +18,7 @@ from ..exceptions import (
     SegmentPermission,
     StoreLocked,
 )
-from ..names import check_group
+from ..names import check_prefix
 from ._families import Families
 
 __all__ = ["IPCCollector", "Prefixed"]
@@ -71,7 +71,7 @@ class IPCCollector(Collector):
         if top_channels < 0:
             raise ValueError(f"top_channels must be 0 or more, not {top_channels}")
         prefixes = (site if isinstance(site, str) else site.prefix for site in sites)
-        self.prefixes: tuple[str, ...] = tuple(dict.fromkeys(map(check_group, prefixes)))
+        self.prefixes: tuple[str, ...] = tuple(dict.fromkeys(map(check_prefix, prefixes)))
         self.top_channels = top_channels
         self.lock_timeout = lock_timeout
         self._states: dict[str, str] = {}

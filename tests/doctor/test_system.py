@@ -152,4 +152,4 @@ def test_versions_that_do_not_fit_are_an_error(start: Start, tmp_path: Path) -> 
     finding = of(heard(child), "versions")
     child.end()
     assert finding.severity == "error"
-    assert "msgpack 0.6.2, and 1.0 is needed" in finding.detail
+    assert "msgpack 0.6.2, and 1.0.5 is needed" in finding.detail

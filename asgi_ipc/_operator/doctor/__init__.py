@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ...exceptions import InvalidName
-from ...names import check_group
+from ...names import check_prefix
 from .case import Case, open_case
 from .content import check_clock, check_content
 from .filesystem import check_filesystem
@@ -70,10 +69,7 @@ def examine(
     Raises:
         InvalidName: (``TypeError``) ``prefix`` cannot be one.
     """
-    try:
-        check_group(prefix)
-    except InvalidName as exc:
-        raise InvalidName(f"prefix {prefix!r} is not valid: {exc}") from None
+    prefix = check_prefix(prefix)
     case = open_case(
         prefix,
         message_memory=message_memory,
