@@ -14,6 +14,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -67,22 +68,19 @@ async def page(_request: Request) -> HTMLResponse:
 async def connection(socket: WebSocket) -> None:
     """One websocket: what it says goes to the group, what the group is told goes to it."""
     await socket.accept()
-    channel = await layer.new_channel("socket")
-    await layer.group_add(GROUP, channel)
-    count = await layer.group_count(GROUP)
-    await socket.send_json({"text": f"you are one of {count}", "worker": os.getpid()})
-    reader = asyncio.create_task(pass_on(channel, socket))
-    try:
-        async for text in socket.iter_text():
-            await layer.group_send(GROUP, {"text": text, "worker": os.getpid()})
-    finally:
-        reader.cancel()
-        await layer.group_discard(GROUP, channel)
+    async with layer.subscribe(GROUP) as messages:
+        count = await layer.group_count(GROUP)
+        await socket.send_json({"text": f"you are one of {count}", "worker": os.getpid()})
+        reader = asyncio.create_task(pass_on(messages, socket))
+        try:
+            async for text in socket.iter_text():
+                await layer.group_send(GROUP, {"text": text, "worker": os.getpid()})
+        finally:
+            reader.cancel()
 
 
-async def pass_on(channel: str, socket: WebSocket) -> None:
-    while True:
-        message = await layer.receive(channel)
+async def pass_on(messages: AsyncIterator[dict[str, Any]], socket: WebSocket) -> None:
+    async for message in messages:
         try:
             await socket.send_json(message)
         except WebSocketDisconnect:
