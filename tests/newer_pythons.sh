@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 root=${1:?a folder}
 shift
 mirror=${MIRROR:-http://deb.debian.org/debian}
-mounts=(proc dev dev/shm sys)
+mounts=(proc dev dev/pts dev/shm sys)
 
 if [ ! -e "$root/usr/bin/python3.14" ]; then
     debootstrap --variant=minbase --include=python3.14-venv,ca-certificates forky "$root" "$mirror" sid
@@ -60,7 +60,8 @@ core="test_aio test_bell test_deleted test_descriptors test_fanout test_forks te
     test_sync test_thrown_away test_twin test_waiting test_witness"
 failed=0
 echo "== Python 3.14"
-/venv-3.14/bin/python -m pytest --ignore=tests/docs --ignore=tests/package "$@" || failed=1
+/venv-3.14/bin/python -m pytest --ignore=tests/docs --ignore=tests/package --ignore=tests/channels1 \
+    --ignore=tests/interface/test_channels1_site.py "$@" || failed=1
 echo "== Python 3.13, free-threaded"
 /venv-3.13t/bin/python -m pytest -k 'not test_switches_for_the_command' \
     $(printf 'tests/%s.py ' $core) || failed=1
