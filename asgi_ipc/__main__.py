@@ -12,8 +12,13 @@ _INTERRUPTED = 130
 _MISSING = 9
 
 
-def main() -> None:
-    """Run the command; end with its exit code."""
+def main(arguments: list[str] | None = None, name: str = "asgi-ipc") -> None:
+    """Run the command; end with its exit code.
+
+    Args:
+        arguments: what follows its name; ``None``: what this process was given.
+        name: what it calls itself.
+    """
     try:
         from ._cli.app import app
     except ModuleNotFoundError as exc:
@@ -30,7 +35,7 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, _end)
     try:
-        app(prog_name="asgi-ipc")
+        app(args=arguments, prog_name=name)
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
     except BrokenPipeError:

@@ -29,11 +29,13 @@ ROOMS = [
     {"_operator"},
     {"metrics", "_cli"},
     {"__main__"},
+    {"django"},
 ]
 THIRD_PARTY = {"posix_ipc", "msgpack"}
 AT_HOME = {
     "pytest_plugin": {"pytest"},
     "channels": {"channels", "django"},
+    "django": {"django"},
     "_cli": {"rich", "typer"},
     "metrics": {"prometheus_client"},
     "tracing": {"opentelemetry"},
