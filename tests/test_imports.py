@@ -35,7 +35,7 @@ THIRD_PARTY = {"posix_ipc", "msgpack"}
 AT_HOME = {
     "pytest_plugin": {"pytest"},
     "channels": {"channels", "django"},
-    "django": {"django"},
+    "django": {"channels", "django"},
     "_cli": {"rich", "typer"},
     "metrics": {"prometheus_client"},
     "tracing": {"opentelemetry"},
