@@ -49,7 +49,7 @@ __all__ = ["AsyncIPCChannelLayer"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-logger = logging.getLogger("asgi_ipc")
+logger: logging.Logger = logging.getLogger("asgi_ipc")
 
 DEFAULT_MESSAGE_MEMORY = 100 * 1024 * 1024
 DEFAULT_GROUP_MEMORY = 20 * 1024 * 1024
@@ -90,17 +90,17 @@ class AsyncIPCChannelLayer:
     MessageTooLarge = MessageTooLarge
     capacity_per_name: ClassVar[bool] = True
 
-    prefix = Fixed[str]()
-    message_memory = Fixed[int]()
-    group_memory = Fixed[int]()
-    max_message_bytes = Fixed[int | None]()
-    mode = Fixed[int]()
-    lock_timeout = Fixed[float]()
-    expiry = Changeable[float](_positive)
-    group_expiry = Changeable[float](_positive)
-    capacity = Changeable[int](check_capacity)
-    channel_capacity = Changeable[list[tuple[re.Pattern[str], int]]](_compiled)
-    spin_rounds = Changeable[int](_spin_rounds)
+    prefix: Fixed[str] = Fixed()
+    message_memory: Fixed[int] = Fixed()
+    group_memory: Fixed[int] = Fixed()
+    max_message_bytes: Fixed[int | None] = Fixed()
+    mode: Fixed[int] = Fixed()
+    lock_timeout: Fixed[float] = Fixed()
+    expiry: Changeable[float] = Changeable(_positive)
+    group_expiry: Changeable[float] = Changeable(_positive)
+    capacity: Changeable[int] = Changeable(check_capacity)
+    channel_capacity: Changeable[list[tuple[re.Pattern[str], int]]] = Changeable(_compiled)
+    spin_rounds: Changeable[int] = Changeable(_spin_rounds)
 
     def __new__(cls, *_: Any, **options: Any) -> Self:
         """Refuse what is no option, by name."""

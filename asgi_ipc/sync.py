@@ -69,17 +69,17 @@ class IPCChannelLayer:
     )
 
     extensions: Sequence[str] = AsyncIPCChannelLayer.extensions
-    prefix = OfCore[str]()
-    expiry = OfCore[float]()
-    group_expiry = OfCore[float]()
-    capacity = OfCore[int]()
-    channel_capacity = OfCore[list[tuple[re.Pattern[str], int]]]()
-    message_memory = OfCore[int]()
-    group_memory = OfCore[int]()
-    max_message_bytes = OfCore[int | None]()
-    mode = OfCore[int]()
-    lock_timeout = OfCore[float]()
-    block_timeout = OfCore[float]()
+    prefix: OfCore[str] = OfCore()
+    expiry: OfCore[float] = OfCore()
+    group_expiry: OfCore[float] = OfCore()
+    capacity: OfCore[int] = OfCore()
+    channel_capacity: OfCore[list[tuple[re.Pattern[str], int]]] = OfCore()
+    message_memory: OfCore[int] = OfCore()
+    group_memory: OfCore[int] = OfCore()
+    max_message_bytes: OfCore[int | None] = OfCore()
+    mode: OfCore[int] = OfCore()
+    lock_timeout: OfCore[float] = OfCore()
+    block_timeout: OfCore[float] = OfCore()
 
     def __new__(cls, *_: Any, **options: Any) -> Self:
         """Refuse what is no option, by name."""

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from .._store.fanout import Drop
-from .._wake.site import Site
 from ..exceptions import IPCError
 from ..names import check_group, home_of
 
@@ -33,6 +32,10 @@ class _Layer(Protocol):
     def receive_within(
         self, channel: str, deadline: float | None
     ) -> Coroutine[Any, Any, _Message | None]: ...
+
+
+class _Site(Protocol):
+    closings: int
 
 
 class Subscriptions:
@@ -80,15 +83,15 @@ class Subscription(AsyncIterator[_Message]):
     def __init__(
         self,
         layer: _Layer,
-        site: Site,
+        site: _Site,
         subscriptions: Subscriptions,
         groups: Iterable[str],
         channel: str | None,
     ) -> None:
         """Prepare one; ``None``: a channel of its own."""
-        self.groups = tuple(dict.fromkeys(check_group(group) for group in groups))
-        self.channel = "" if channel is None else layer.check_name(channel)
-        self.dropped = 0
+        self.groups: tuple[str, ...] = tuple(dict.fromkeys(check_group(group) for group in groups))
+        self.channel: str = "" if channel is None else layer.check_name(channel)
+        self.dropped: int = 0
         self._layer = layer
         self._site = site
         self._subscriptions = subscriptions
