@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 try:
     from channels import exceptions as channels_exceptions
     from channels.layers import BaseChannelLayer
-except ModuleNotFoundError as exc:
+except ModuleNotFoundError as _exc:
     raise ImportError(
-        f"asgi_ipc.channels needs Django Channels ({exc}): pip install 'asgi_ipc[channels]'"
-    ) from exc
+        f"asgi_ipc.channels needs Django Channels ({_exc}): pip install 'asgi_ipc[channels]'"
+    ) from _exc
 
 from . import exceptions
 from ._store.fanout import GroupSent

@@ -102,7 +102,7 @@ class IPCChannelLayer:
         block_timeout: float = 5.0,
     ) -> None:
         """Attach to the segments of ``prefix``; see ``AsyncIPCChannelLayer``."""
-        self.core = _BlockingCore(
+        self.core: _BlockingCore = _BlockingCore(
             prefix,
             expiry,
             group_expiry,

@@ -31,10 +31,10 @@ try:
     from opentelemetry import propagate, trace
     from opentelemetry.context import Context, attach, detach, get_current
     from opentelemetry.trace import Span, SpanKind
-except ImportError as exc:
+except ImportError as _exc:
     raise ImportError(
         "asgi_ipc.tracing needs opentelemetry-api: pip install 'asgi_ipc[tracing]'"
-    ) from exc
+    ) from _exc
 
 from ._store.fanout import GroupSent
 from ._wake.port import HostLoop
