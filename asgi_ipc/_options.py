@@ -6,12 +6,14 @@ may write it there, and to what is worked out from it.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any, Generic, Protocol, Self, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
-__all__ = ["Changeable", "Fixed", "OfCore", "refuse_unknown"]
+__all__ = ["Changeable", "Fixed", "OfCore", "names_what_is_no_option", "refuse_unknown"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -78,25 +80,32 @@ _OF_CHANNELS_REDIS = {
 _RENAMED = {"channel_memory": "message_memory"}  # before 1.4
 
 
-def refuse_unknown(layer: type, options: Collection[str]) -> None:
+def names_what_is_no_option(init: Callable[P, None]) -> Callable[P, None]:
+    """Decorate a layer's ``__init__``: it names all that is no option of it, and does nothing."""
+    known = frozenset(inspect.signature(init).parameters)
+
+    @functools.wraps(init)
+    def checked(*args: P.args, **options: P.kwargs) -> None:
+        refuse_unknown(type(args[0]), known, options)
+        init(*args, **options)
+
+    return checked
+
+
+def refuse_unknown(layer: type, known: Collection[str], options: Collection[str]) -> None:
     """Say what is wrong with options that a layer does not take, all at once.
 
     Raises:
         TypeError: there are some.
     """
-    if not options:
-        return
-    parameters = inspect.signature(layer.__init__).parameters  # type: ignore[misc]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return  # a subclass that sees to them itself
-    unknown = [option for option in options if option not in parameters]
+    unknown = [option for option in options if option not in known]
     if not unknown:
         return
     redis = [option for option in unknown if option in _OF_CHANNELS_REDIS]
     says = [
         f"{option} is now {_RENAMED[option]}"
         if option in _RENAMED
-        else f"there is no {option}" + _instead_of(option, parameters)
+        else f"there is no {option}" + _instead_of(option, known)
         for option in unknown
         if option not in redis
     ]

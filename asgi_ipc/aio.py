@@ -24,7 +24,7 @@ from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
 from . import exceptions
 from ._drive.twin import SyncTwin
-from ._options import Changeable, Fixed, refuse_unknown
+from ._options import Changeable, Fixed, names_what_is_no_option
 from ._process.own import here
 from ._receive.reception import TURN_EVERY, Reception
 from ._receive.resting import give_up, may_rest, rest, served
@@ -102,11 +102,7 @@ class AsyncIPCChannelLayer:
     channel_capacity: Changeable[list[tuple[re.Pattern[str], int]]] = Changeable(_compiled)
     spin_rounds: Changeable[int] = Changeable(_spin_rounds)
 
-    def __new__(cls, *_: Any, **options: Any) -> Self:
-        """Refuse what is no option, by name."""
-        refuse_unknown(cls, options)
-        return super().__new__(cls)
-
+    @names_what_is_no_option
     def __init__(
         self,
         prefix: str = "asgi",

@@ -12,10 +12,10 @@ import importlib.util
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ._drive.poll_loop import PrivateLoops
-from ._options import OfCore, refuse_unknown
+from ._options import OfCore, names_what_is_no_option
 from ._receive.reception import Received
 from ._store.fanout import GroupSent
 from ._wake.blocking import drive
@@ -81,11 +81,7 @@ class IPCChannelLayer:
     lock_timeout: OfCore[float] = OfCore()
     block_timeout: OfCore[float] = OfCore()
 
-    def __new__(cls, *_: Any, **options: Any) -> Self:
-        """Refuse what is no option, by name."""
-        refuse_unknown(cls, options)
-        return super().__new__(cls)
-
+    @names_what_is_no_option
     def __init__(
         self,
         prefix: str = "asgi",

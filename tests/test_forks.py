@@ -221,6 +221,9 @@ threads = [threading.Thread(target=serve, args=(n,)) for n in range(3)]
 for thread in threads:
     thread.start()
 ready.wait()
+while len(go_on._cond._waiters) < 3:
+    time.sleep(0.001)
+time.sleep(0.05)  # forked in C while a thread waits for the GIL, a child has a lock too many
 before = doors()
 def drop_everything():
     global layer

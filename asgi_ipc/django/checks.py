@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,7 +64,9 @@ def check_options(*_: object, **__: object) -> list[checks.CheckMessage]:
 
 
 def _check(backend: type, options: Options) -> None:
-    refuse_unknown(backend, options)
+    own = [parent.__init__ for parent in backend.__mro__ if "__init__" in vars(parent)]  # type: ignore[misc]
+    known = {name for init in own[:-1] for name in inspect.signature(init).parameters}
+    refuse_unknown(backend, known, options)
     check_prefix(options.get("prefix", "asgi"))
     compile_capacities(options.get("channel_capacity"))
     check_capacity(options.get("capacity", 1), "capacity")
