@@ -45,11 +45,15 @@ def own_channel_layers() -> Iterator[None]:
         try:
             yield
         finally:
-            for layer in channel_layers.backends.values():
-                if layer.prefix in prefixes:
-                    layer.close_now()
-            for prefix in prefixes:
-                remove_site(prefix)
+            _remove(prefixes)
+
+
+def _remove(prefixes: list[str]) -> None:
+    for layer in channel_layers.backends.values():
+        if layer.prefix in prefixes:
+            layer.close_now()
+    for prefix in prefixes:
+        remove_site(prefix)
 
 
 class OwnChannelLayers(_Case):
