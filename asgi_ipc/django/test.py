@@ -50,7 +50,7 @@ def own_channel_layers() -> Iterator[None]:
 
 def _remove(prefixes: list[str]) -> None:
     for layer in channel_layers.backends.values():
-        if layer.prefix in prefixes:
+        if getattr(layer, "prefix", None) in prefixes:
             layer.close_now()
     for prefix in prefixes:
         remove_site(prefix)

@@ -20,7 +20,8 @@ CHANNEL_LAYERS = {
         "BACKEND": "asgi_ipc.channels.IPCChannelLayer",
         "CONFIG": {"prefix": os.environ["SITE_PREFIX"], "expiry": 60, "message_memory": 8 << 20},
         "TEST_CONFIG": {"expiry": 5},
-    }
+    },
+    "memory": {"BACKEND": "channels.layers.InMemoryChannelLayer"},
 }
 """
 TESTS = """
@@ -42,6 +43,7 @@ class Room(OwnChannelLayers):
     def test_what_another_test_left_is_not_there(self):
         layer = get_channel_layer()
         assert layer.sync.receive("left", 0) is None
+        assert get_channel_layer("memory") is not None
         layer.sync.send("left", {})
 
     test_and_again = test_what_another_test_left_is_not_there
