@@ -157,17 +157,25 @@ def test_members_outlive_a_loop_but_not_its_process(start: Start, make_layer: Ma
     assert drive(layer.group_count("g")) == 0
 
 
+@pytest.mark.parametrize("daemonises", [False, True])
 def test_a_restarted_owner_that_joins_before_it_receives_stays(
-    start: Start, make_layer: MakeLayer
+    start: Start, make_layer: MakeLayer, daemonises: bool
 ) -> None:
-    """What its predecessor of the same name had joined is dropped, what it joins itself is not."""
+    """What its predecessor of the same name had joined is dropped, what it joins itself is not.
+
+    Nor if it has lost its descriptors meanwhile, and cannot tell at once who lives.
+    """
     layer = make_layer()
+    drive(layer.receive_async(["k!x"], block=False))
     child = start(ONLY_RINGS + JOINS)
     child.expect("waits")
     child.kill()
     again = start(
         """
 layer = AsyncIPCChannelLayer(PREFIX, **SIZES)
+if len(sys.argv) > 2:
+    layer.sync.group_add("another", "k!x")  # it asks whether k!'s owner lives
+    os.closerange(3, 65536)
 async def main():
     for name in ("h!b", "h!c"):
         await layer.group_add("g", name)
@@ -176,7 +184,8 @@ async def main():
     for name in ("h!b", "h!c"):
         say((await layer.receive(name))["n"])
 asyncio.run(main())
-"""
+""",
+        *(("daemonises",) if daemonises else ()),
     )
     again.expect("joined")
     for n in range(2):

@@ -116,6 +116,14 @@ class _File:
         """Whether the number is still that file's."""
         return identity_of(self.fds[0]) == self.key
 
+    def is_free(self, token: int) -> bool | None:
+        """Whether nobody else has locked a token's byte; ``None``: the kernel does not say."""
+        question = _FLOCK(fcntl.F_WRLCK, os.SEEK_SET, token & _OFFSET_MASK, 1, 0)
+        try:
+            return fcntl.fcntl(self.fds[0], fcntl.F_GETLK, question)[0] == _FREE
+        except OSError:
+            return None  # EBADF: somebody closed it behind our back; ENOLCK, EACCES: not now
+
     def lock(self, token: int, operation: int) -> None:
         """Lock or unlock a token's byte; a lock that is held already is no error."""
         fcntl.lockf(self.fds[0], operation, 1, token & _OFFSET_MASK)
@@ -218,44 +226,31 @@ class Witness:
             "anything there (a sandbox, a filesystem without locks?): allow fcntl(F_SETLK)"
         )
 
-    def ask(self, token: int) -> Life:
-        """Say whether the process with a token lives. Never blocks, never raises."""
-        if token in self._given_back:
-            return Life.DEAD  # whatever the kernel may refuse to say
-        file = self._files.get(token >> _MARK_SHIFT) or self._find(token)
-        if file is None:
-            return Life.UNKNOWN
-        if (token in file.tokens or token in file.retired) and not _here.is_inherited():
-            # Own locks do not conflict. What was a retired one's is to go over to the new one.
-            return Life.ALIVE if token in file.tokens else Life.UNKNOWN
-        try:
-            answer = fcntl.fcntl(
-                file.fds[0],
-                fcntl.F_GETLK,
-                _FLOCK(fcntl.F_WRLCK, os.SEEK_SET, token & _OFFSET_MASK, 1, 0),
-            )
-        except OSError:
-            is_free = False  # EBADF: somebody closed it behind our back; ENOLCK, EACCES: not now
-        else:
-            is_free = answer[0] == _FREE
-            if not is_free:
-                return Life.ALIVE
-        if file.is_intact():
-            return Life.DEAD if is_free else Life.UNKNOWN
-        self._forget(file)  # the next one who asks opens it anew
-        return Life.UNKNOWN
-
-    def can_tell(self, token: int, *, wait: bool = False) -> bool:
-        """Whether ``ask`` will have an answer: a token's file is at hand.
+    def ask(self, token: int, *, wait: bool = False) -> Life:
+        """Say whether the process with a token lives. Never blocks, never raises.
 
         Args:
-            wait: for another thread that opens it just now; not for who holds a lock.
+            wait: for another thread that opens the file just now, as for who has to know. Not for
+                who holds a lock.
         """
-        return (
-            token in self._given_back
-            or token >> _MARK_SHIFT in self._files
-            or self._find(token, wait=wait) is not None
-        )
+        if token in self._given_back:
+            return Life.DEAD  # whatever the kernel may refuse to say
+        while (file := self._file_of(token, wait=wait)) is not None:
+            if (token in file.tokens or token in file.retired) and not _here.is_inherited():
+                # Own locks do not conflict. What was a retired one's is to go over to the new one.
+                return Life.ALIVE if token in file.tokens else Life.UNKNOWN
+            is_free = file.is_free(token)
+            if is_free is False:
+                return Life.ALIVE
+            if file.is_intact():
+                return Life.UNKNOWN if is_free is None else Life.DEAD
+            if self._files.get(file.mark) is file:  # closed behind our back: opened anew
+                del self._files[file.mark]
+        return Life.UNKNOWN
+
+    def can_tell(self, token: int) -> bool:
+        """Whether ``ask`` will have an answer: a token's file is at hand."""
+        return token in self._given_back or self._file_of(token) is not None
 
     def is_held(self) -> bool:
         """Whether the token, if there is one, is where others look for it; locked again if not."""
@@ -298,8 +293,11 @@ class Witness:
         if _here.is_inherited():
             _here.abandon()
 
-    def _find(self, token: int, *, wait: bool = False) -> _File | None:
-        """Return the file that a token belongs to, if it is the one that lies there now."""
+    def _file_of(self, token: int, *, wait: bool = False) -> _File | None:
+        """Return the file that a token belongs to, if it is known or lies there now."""
+        return self._files.get(token >> _MARK_SHIFT) or self._find(token, wait=wait)
+
+    def _find(self, token: int, *, wait: bool) -> _File | None:
         if not token or not _CAN_ASK:
             return None
         if _here.is_inherited():

@@ -395,10 +395,8 @@ class Site:
         Raises:
             LockBusy: to be called again.
         """
-        witness = self.witness
         return any(
-            witness.can_tell(owner, wait=True) and witness.ask(owner) is Life.DEAD
-            for owner in self.messages.owners(homes)
+            self.witness.ask(owner, wait=True) is Life.DEAD for owner in self.messages.owners(homes)
         )
 
     def drop_dead_homes(self, homes: Iterable[str] = ()) -> None:

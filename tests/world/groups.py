@@ -42,9 +42,9 @@ class _Memberships:
                 self.changes[call.arguments[0], call.arguments[1]].append(call)
         for changes in self.changes.values():
             changes.sort(key=lambda call: call.begun_ns)
-        self.closings: dict[str, list[int]] = defaultdict(list)
+        self.closings: dict[str, list[Call]] = defaultdict(list)
         for call in records.of("close"):
-            self.closings[call.who].append(call.begun_ns)
+            self.closings[call.who].append(call)
         self.owners = set(self._owners())
 
     def _owners(self) -> Iterator[tuple[str, str]]:
@@ -57,7 +57,8 @@ class _Memberships:
             names, timeout = call.arguments
             # The twin looks at the first name only.
             waited |= timeout == 0 and len(names) == 1 and call.outcome == "got"
-            is_last = call.begun_ns > max(self.closings[call.who], default=0)
+            closings = self.closings[call.who]
+            is_last = call.begun_ns > max((one.begun_ns for one in closings), default=0)
             if waited and is_last and not (call.result and call.result[0]):
                 for name in names:
                     if "!" in name:
@@ -88,7 +89,11 @@ class _Memberships:
         dead_ns = self.records.end_of(latest.who)
         if latest.who not in self.records.settled and dead_ns <= ended_ns + _SEEN_NS:
             return True
-        return any(latest.ended_ns <= at_ns <= ended_ns for at_ns in self.closings[latest.who])
+        # A close takes what another thread has joined since it began.
+        return any(
+            latest.begun_ns <= one.ended_ns and one.begun_ns <= ended_ns
+            for one in self.closings[latest.who]
+        )
 
 
 def _judge_census(records: Records, memberships: _Memberships) -> Iterator[str]:
@@ -96,11 +101,9 @@ def _judge_census(records: Records, memberships: _Memberships) -> Iterator[str]:
     if set(records.census) != set(GROUPS):
         yield "nobody looked at the groups"
         return
-    calls = records.of("join", "leave")
-    at_ns = max((call.ended_ns for call in calls if call.outcome != "open"), default=0)
+    at_ns = records.census_ns
     for (group, channel), changes in memberships.changes.items():
-        begun_ns = max(at_ns, *(call.begun_ns for call in changes)) + 1
-        expected = memberships.during(group, channel, begun_ns, begun_ns)
+        expected = memberships.during(group, channel, at_ns, at_ns)
         if expected is not None and expected != (channel in records.census[group]):
             latest = changes[-1]
             yield (
@@ -166,4 +169,4 @@ def _judge_deliveries(records: Records, memberships: _Memberships) -> Iterator[s
 
 
 def _closes_later(memberships: _Memberships, who: str, sent: Call) -> bool:
-    return any(at_ns >= sent.begun_ns for at_ns in memberships.closings[who])
+    return any(one.ended_ns >= sent.begun_ns for one in memberships.closings[who])

@@ -66,6 +66,7 @@ class Records:
         self.errors: list[str] = []
         self.drops: list[Fact] = []
         self.census: dict[str, set[str]] = {}
+        self.census_ns = 0
         self.rest_streams: set[tuple[str, int]] = set()
         self.statistics: dict[str, float] = {}
         self.drain_begun_ns = _FOREVER
@@ -105,6 +106,7 @@ class Records:
             self.drops.append(fact)
         elif fact.kind == "census":
             self.census[more[0]] = set(more[1])
+            self.census_ns = self.census_ns or fact.at_ns
         elif fact.kind == "rest":
             self.rest_streams.add((fact.who, more[0]))
         elif fact.kind == "statistics":

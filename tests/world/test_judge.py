@@ -107,6 +107,20 @@ def a_member_that_left(story: Story) -> None:
     story.call("a", "send_group", "g0", [])
 
 
+def a_member_that_joined_while_its_layer_was_closed(story: Story) -> None:
+    story.say("a", "do", "close", 2, call=100)
+    story.call("a", "join", GROUPS[0], "h!a")
+    story.say("a", "end", "ok", call=100)
+    story.call("b", "members", GROUPS[0], end=("ok", []))
+    story.census()
+
+
+def a_layer_closed_after_the_last_change(story: Story) -> None:
+    story.call("a", "join", GROUPS[0], "h!a")
+    story.call("a", "close")
+    story.census()
+
+
 def an_orphan_that_has_ended(story: Story) -> None:
     story.say("c", "born", 77, "os")  # its parent was killed before it wrote down the fork
     story.call("c", "join", "g0", "h!x")
@@ -224,6 +238,8 @@ SOUND: list[Callable[[Story], None]] = [
     an_inbox_that_died_with_its_process,
     a_member_that_gets_everything,
     a_member_that_left,
+    a_member_that_joined_while_its_layer_was_closed,
+    a_layer_closed_after_the_last_change,
     an_orphan_that_has_ended,
     a_message_that_expires_while_channels_are_emptied,
     one_asked_to_end_before_it_could_know,
