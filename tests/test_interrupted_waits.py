@@ -16,7 +16,7 @@ from asgi_ipc._wake import blocking, port
 from asgi_ipc._wake.blocking import driving
 
 from .conftest import problems_of
-from .interrupting import Interrupt, interrupted
+from .interrupting import Interrupt, interrupted, only_what_is_new
 
 MakeLayer = Callable[..., AsyncIPCChannelLayer]
 BLOCKING_FACE = [aio, blocking, poll_loop, port, reception, twin]
@@ -29,11 +29,11 @@ def _state() -> tuple[object, ...]:
         driving.is_driving,
         driving.sleep,
         driving.call_out,
-        _descriptors(),
+        descriptors(),
     )
 
 
-def _descriptors() -> list[str]:
+def descriptors() -> list[str]:
     found = []
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -72,23 +72,24 @@ def test_an_interrupt_leaves_nothing_of_a_wait_behind(
     layer: AsyncIPCChannelLayer, work: Callable[[AsyncIPCChannelLayer], None]
 ) -> None:
     """At whichever line, call or return: descriptors, mask and loop are as they were."""
-    before = _state()
-    for place in range(10_000):
-        with interrupted(place, BLOCKING_FACE) as interrupt:
-            try:
-                work(layer)
-            except Interrupt:
-                pass
-        assert _state()[:4] == before[:4], f"interrupted at {interrupt.where}"
-        layer.sync.send("d", {"n": place})
-        assert layer.sync.receive("d", timeout=20) == {"n": place}, interrupt.where
-        assert layer.sync.receive("c", timeout=0.005) is None, interrupt.where
-        assert signal.set_wakeup_fd(-1) == -1, interrupt.where
-        layer.sync.close()
-        layer.sync.receive("x!a", timeout=0)
-        layer._site._close_orphans()
-        assert _state() == before, f"interrupted at {interrupt.where}"
-        if not interrupt.where:
-            break
+    with only_what_is_new():
+        before = _state()
+        for place in range(10_000):
+            with interrupted(place, BLOCKING_FACE) as interrupt:
+                try:
+                    work(layer)
+                except Interrupt:
+                    pass
+            assert _state()[:4] == before[:4], f"interrupted at {interrupt.where}"
+            layer.sync.send("d", {"n": place})
+            assert layer.sync.receive("d", timeout=20) == {"n": place}, interrupt.where
+            assert layer.sync.receive("c", timeout=0.005) is None, interrupt.where
+            assert signal.set_wakeup_fd(-1) == -1, interrupt.where
+            layer.sync.close()
+            layer.sync.receive("x!a", timeout=0)
+            layer._site._close_orphans()
+            assert _state() == before, f"interrupted at {interrupt.where}"
+            if not interrupt.where:
+                break
     assert place > 30
     assert problems_of(layer) == []

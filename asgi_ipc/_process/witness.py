@@ -373,20 +373,23 @@ def _let_go(files: dict[int, _File], tokens: list[int]) -> None:
 
 
 def _give_back(files: dict[int, _File], tokens: list[int]) -> None:
+    """Let go of all of them. Whoever is interrupted in it does it again."""
     while files:
-        _, file = files.popitem()
+        mark, file = next(iter(files.items()))
         for token in (file.tokens | file.retired).intersection(tokens):
-            file.tokens.discard(token)
-            file.retired.discard(token)
             try:
                 if file.is_intact():
                     file.lock(token, fcntl.LOCK_UN)
             except OSError:
                 pass  # ENOLCK: then it ends with the process
-        file.users -= 1
-        if not file.users and _here.files.get(file.key) is file:
-            del _here.files[file.key]
+            file.tokens.discard(token)
+            file.retired.discard(token)
+        if file.users == 1:
             file.close()
+            if _here.files.get(file.key) is file:
+                del _here.files[file.key]
+        del files[mark]
+        file.users -= 1
     tokens.clear()
 
 

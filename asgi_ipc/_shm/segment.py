@@ -409,9 +409,12 @@ class Segment:
         # Not closed by force: another thread may be reading a hint. The last one to let go of
         # the memory unmaps it.
         self.words = self.memory = None
-        end, self._end = self._end, None
-        if end is not None:
-            end()
+        if self._end is not None:
+            held = self._end.peek()
+            if held is not None:
+                held[1](*held[2])  # not by the finaliser itself, which an interrupt would use up
+            self._end.detach()
+            self._end = None
 
     def _own_lock(self, fd: int, identity: Identity) -> None:
         self.lock_fd = fd

@@ -87,6 +87,7 @@ class Site:
         self.mutex = new_mutex()
         self.process = this_process()
         self.attached_by = NOBODY
+        self._is_closing = False
         self.closings = 0
         self.most_bytes = 0
         self.watch_at_ns = 0
@@ -171,8 +172,9 @@ class Site:
             self.messages.segment.news.append(self.close)
             return
         with self.mutex:
-            if not self.is_open:
+            if not self.is_open and not self._is_closing:
                 return
+            self._is_closing = True  # to the end: after an interrupt it is done again
             self.closings += 1
             self._close_ports()
             self.attached_by = NOBODY
@@ -180,6 +182,7 @@ class Site:
             self.messages.segment.alone(self._let_go_of_others)  # who rings is in a transaction
             self.messages.segment.close()
             self.groups.segment.close()
+            self._is_closing = False
 
     def _let_go_of_others(self) -> None:
         self._ringer.close()
@@ -277,6 +280,7 @@ class Site:
         if self.process == here[0]:
             return  # another thread was faster
         was_open, self.attached_by = self.attached_by != NOBODY, NOBODY
+        self._is_closing = False
         self.mutex = new_mutex()
         ports, self.port_by_loop = self.port_by_loop, {}
         self._inotify = None

@@ -93,15 +93,12 @@ def home_of_slot(slot: int) -> str:
     return f"home{slot}!"
 
 
-def make_plan(
-    seed: int, prefix: str, seconds: float, user: int, descriptors: int, *, is_calm: bool = False
-) -> Plan:
+def make_plan(seed: int, prefix: str, seconds: float, user: int, descriptors: int) -> Plan:
     """Draw a plan.
 
     Args:
         user: to run as; 0: as root.
         descriptors: how many each process may have open.
-        is_calm: nobody closes a layer in use, or descriptors behind its back; no handler raises.
     """
     chance = random.Random(seed)
     events = []
@@ -112,11 +109,11 @@ def make_plan(
         event = Event(at_s, kind, chance.randrange(SLOTS), chance.uniform(0, 0.25))
         ended[event.slot] += kind in ("kill", "end")
         events.append(event)
-    lives = [[_draw_life(chance, is_calm) for _ in range(count)] for count in ended]
+    lives = [[_draw_life(chance) for _ in range(count)] for count in ended]
     return Plan(seed, prefix, seconds, user, descriptors, lives, events)
 
 
-def _draw_life(chance: random.Random, is_calm: bool) -> Life:
+def _draw_life(chance: random.Random) -> Life:
     face = chance.choice(FACES)
     in_threads = face in ("twin", "old")
     return Life(
@@ -125,8 +122,8 @@ def _draw_life(chance: random.Random, is_calm: bool) -> Life:
         end=chance.choice(ENDS),
         preforks=chance.choice((0, 0, 1, 2)),
         forks=chance.random() < 0.6,
-        closes_layer=chance.random() < 0.2 and not is_calm,
-        is_interrupted=face == "twin" and chance.random() < 0.6 and not is_calm,
-        daemonises=in_threads and chance.random() < 0.3 and not is_calm,
+        closes_layer=chance.random() < 0.2,
+        is_interrupted=face == "twin" and chance.random() < 0.6,
+        daemonises=in_threads and chance.random() < 0.3,
         closed_output=chance.random() < 0.3,
     )
