@@ -83,7 +83,7 @@ def only_what_is_new() -> Iterator[None]:
 
 def _path(frame: FrameType) -> str:
     """Name a place and the four frames it was called from."""
-    places = []
+    places: list[str] = []
     caller: FrameType | None = frame
     while caller is not None and len(places) < 5:
         places.append(f"{caller.f_code.co_qualname}:{caller.f_lineno}")

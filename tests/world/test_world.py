@@ -43,7 +43,7 @@ def play(prefix: str, folder: Path, seconds: float, user: int, descriptors: int)
 
 
 def test_an_ordinary_users_site_keeps_every_promise(prefix: str, tmp_path: Path) -> None:
-    """Kills, stops, forks, closes, handlers that raise: every message and member is accounted for."""
+    """Kills, stops, forks, closes, handlers that raise: each message is accounted for."""
     play(prefix, tmp_path, 12, ORDINARY_USER, 1024)
 
 
