@@ -18,10 +18,13 @@
         └── SharedMemoryFull     (also OSError)         no room to create a segment
 
 The classes that callers catch through a layer instance (``ChannelFull``,
-``MessageTooLarge``) accept any arguments, because third parties raise them too.
+``MessageTooLarge``) accept any arguments, because third parties raise them too. Where asgiref
+1.x is installed they are those of its ``BaseChannelLayer`` as well.
 """
 
 from __future__ import annotations
+
+from . import _asgiref
 
 __all__ = [
     "ChannelFull",
@@ -45,7 +48,7 @@ class IPCError(Exception):
     """Base of every error of this package."""
 
 
-class ChannelFull(IPCError):
+class ChannelFull(IPCError, _asgiref.ChannelFull):
     """A message could not be queued; nothing was changed, send it again later.
 
     Attributes:
@@ -73,7 +76,7 @@ class ChannelFull(IPCError):
         self.memory_bytes = memory_bytes
 
 
-class MessageTooLarge(IPCError):
+class MessageTooLarge(IPCError, _asgiref.MessageTooLarge):
     """The encoded message is larger than the layer can ever carry.
 
     Attributes:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import _asgiref
 from ._drive.poll_loop import PrivateLoops
 from ._options import OfCore, names_what_is_no_option
 from ._receive.reception import Received
@@ -51,12 +52,12 @@ class _BlockingCore(AsyncIPCChannelLayer):
         return await self._reception.receive(keys, keys, block, deadline, pause or self.pause, loop)
 
 
-class IPCChannelLayer:
+class IPCChannelLayer(_asgiref.Layer):
     """A channel layer over POSIX shared memory with the interface of asgiref 1.x.
 
     The options are those of ``AsyncIPCChannelLayer``; ``block_timeout`` is 5 seconds here,
     because Channels 1 stops gracefully, and times body channels out, only when a blocking
-    receive returns now and then.
+    receive returns now and then. Where asgiref 1.x is installed it is a ``BaseChannelLayer``.
     """
 
     ChannelFull = ChannelFull

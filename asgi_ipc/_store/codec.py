@@ -18,7 +18,7 @@ import msgpack
 from .._memory.scratch import give_back
 from ..exceptions import InvalidMessage, SegmentCorrupt, UnserialisableValue
 
-if getattr(msgpack, "version", (0,)) < (1, 0):
+if getattr(msgpack, "version", (0,)) < (1, 0, 5):
     raise ImportError(
         "asgi_ipc needs msgpack 1.0.5 or newer, and what is installed is older or incomplete: the "
         "old distribution, msgpack-python, has the same files. Run pip uninstall msgpack-python, "

@@ -14,6 +14,7 @@ import gc
 import json
 import logging
 import os
+import pickle
 import threading
 import time
 import unittest
@@ -25,6 +26,7 @@ import django
 django.setup()
 
 import asgiref.wsgi  # noqa: E402
+from asgiref.base_layer import BaseChannelLayer  # noqa: E402
 from channels import Channel, Group, channel_layers  # noqa: E402
 from channels.asgi import ChannelLayerWrapper  # noqa: E402
 from channels.binding.websockets import WebsocketBinding  # noqa: E402
@@ -718,6 +720,19 @@ class ContractTests(LayerTestCase):
                 os._exit(status)
         self.assertEqual(os.waitpid(child, 0)[1], 0)
         self.assertEqual(self.receive("after"), ("after", {"from": "child"}))
+
+    def test_it_is_what_applications_ask_for_and_catch(self):
+        """Applications know the layer and its errors by asgiref's own classes."""
+        self.assertIsInstance(self.raw, BaseChannelLayer)
+        self.raw.capacity = 1
+        self.raw.send("full", {})
+        for kind in (BaseChannelLayer.ChannelFull, self.raw.ChannelFull, asgi_ipc.ChannelFull):
+            with self.assertRaises(kind) as caught:
+                self.raw.send("full", {})
+            again = pickle.loads(pickle.dumps(caught.exception))
+            self.assertIsInstance(again, BaseChannelLayer.ChannelFull)
+        with self.assertRaises(BaseChannelLayer.MessageTooLarge):
+            self.raw.send("large", {"body": bytes(self.raw.message_memory)})
 
     def test_fork_while_another_thread_waits(self):
         """A child made while a thread waits in receive() works, and so does the waiting thread."""
