@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pkgutil
 import re
 import string
 import time
@@ -31,8 +32,8 @@ from ._receive.resting import give_up, may_rest, rest, served
 from ._receive.subscription import Subscription, Subscriptions
 from ._shm import layout as L
 from ._shm.segment import LockBusy
-from ._store import codec
 from ._store.addressing import all_of, but_for, to_all, to_others
+from ._store.codec import Codec, Default, ObjectHook
 from ._store.fanout import Drop, Envelope, GroupMessage, GroupSent
 from ._store.membership import Snapshot
 from ._store.messages import MANY, Letter
@@ -48,6 +49,7 @@ __all__ = ["AsyncIPCChannelLayer"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+H = TypeVar("H", bound=Callable[..., Any])
 
 logger: logging.Logger = logging.getLogger("asgi_ipc")
 
@@ -73,6 +75,19 @@ def _spin_rounds(rounds: int, what: str) -> int:
     return rounds
 
 
+def _hook(given: H | str | None, what: str) -> H | None:
+    """Return a hook that was given itself or by its dotted name, as settings have it."""
+    hook: Any = given
+    if isinstance(given, str):
+        try:
+            hook = pkgutil.resolve_name(given)
+        except (ImportError, AttributeError, ValueError) as exc:
+            raise ValueError(f"{what}={given!r} cannot be imported: {exc}") from exc
+    if hook is not None and not callable(hook):
+        raise TypeError(f"{what} must be callable, or the dotted name of what is, not {given!r}")
+    return hook  # type: ignore[no-any-return]
+
+
 def _compiled(patterns: ChannelCapacity | None, _: str) -> list[tuple[re.Pattern[str], int]]:
     return compile_capacities(patterns)
 
@@ -96,6 +111,8 @@ class AsyncIPCChannelLayer:
     max_message_bytes: Fixed[int | None] = Fixed()
     mode: Fixed[int] = Fixed()
     lock_timeout: Fixed[float] = Fixed()
+    default: Fixed[Default | None] = Fixed()
+    object_hook: Fixed[ObjectHook | None] = Fixed()
     expiry: Changeable[float] = Changeable(_positive)
     group_expiry: Changeable[float] = Changeable(_positive)
     capacity: Changeable[int] = Changeable(check_capacity)
@@ -119,6 +136,8 @@ class AsyncIPCChannelLayer:
         block_timeout: float | None = None,
         spin_rounds: int = 16,
         on_drop: Callable[[Drop], None] | None = None,
+        default: Default | str | None = None,
+        object_hook: ObjectHook | str | None = None,
     ) -> None:
         """Attach to the segments of ``prefix``; create them if there are none.
 
@@ -144,11 +163,17 @@ class AsyncIPCChannelLayer:
                 which a receive looks again before it sleeps, where that has found messages
                 lately; 0: none, and no processor time for it.
             on_drop: called with a ``Drop`` for group messages that found a full channel.
+            default: called with each value that msgpack does not know; returns one that it does,
+                or raises ``TypeError``. As those of ``asgi_ipc.encoding``, or their dotted name.
+            object_hook: called with each dict of a message that is received, the innermost first;
+                returns what is to be in its place. The message itself must be a dict still.
 
         Raises:
+            TypeError: an option of another layer, or a class with ``serialize`` or ``deserialize``.
             SegmentError: see ``exceptions``; each names what is wrong and the remedy.
         """
         prefix = check_prefix(prefix)
+        _refuse_overridden_encoding(type(self))
         for what, size in (("message_memory", message_memory), ("group_memory", group_memory)):
             if not L.MIN_SEGMENT_BYTES <= size <= L.MAX_SEGMENT_BYTES:
                 raise ValueError(
@@ -168,6 +193,10 @@ class AsyncIPCChannelLayer:
         self.block_timeout = block_timeout
         self.spin_rounds = spin_rounds
         self.on_drop = on_drop
+        self.default = _hook(default, "default")
+        self.object_hook = _hook(object_hook, "object_hook")
+        codec = Codec(self.default, self.object_hook)
+        self._encode = codec.encode
         self._names: dict[str, tuple[str, str, int]] = {}
         self._group_names: set[str] = set()  # that are valid
         self._process_parts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, str] = (
@@ -181,7 +210,7 @@ class AsyncIPCChannelLayer:
         self._addressed: tuple[Snapshot | None, list[Envelope], GroupSent]
         self._addressed = (None, [], GroupSent(0, 0))
         self._rates: dict[str | None, tuple[float, dict[str, int]]] = {}
-        self._reception = Reception(self.known_capacity, self._report_drops)
+        self._reception = Reception(self.known_capacity, self._report_drops, codec)
         self._options_changed()
         self._site = self._reception.site = Site(
             prefix,
@@ -295,7 +324,7 @@ class AsyncIPCChannelLayer:
             StoreLocked: the lock could not be had within ``lock_timeout``.
         """
         name, home, capacity = self._names.get(channel) or self._learn(channel)
-        body = codec.encode(message)
+        body = self._encode(message)
         site = self._site
         if here[0] != site.attached_by:
             site.open()
@@ -329,7 +358,7 @@ class AsyncIPCChannelLayer:
         letters = []
         for channel, message in messages:
             name, home, capacity = self._names.get(channel) or self._learn(channel)
-            body = codec.encode(message)
+            body = self._encode(message)
             if len(body) > self._site.most_bytes:
                 raise self._too_large(len(body))
             letters.append(Letter(name, home, body, capacity, expiry_ns, self.capacity_per_name))
@@ -435,7 +464,9 @@ class AsyncIPCChannelLayer:
             try:
                 await rest(waiter, reception.inboxes, name, home)
                 crowded_at = reception.least_capacity
-                message = served(self._site, reception.inboxes, waiter, name, home, crowded_at)
+                message = served(
+                    self._site, reception.inboxes, waiter, name, home, crowded_at, reception.decode
+                )
                 if reception.inboxes.read:
                     reception.settle_soon()
                 if message is not None:
@@ -603,7 +634,7 @@ class AsyncIPCChannelLayer:
         """
         if type(group) is not str or group not in self._group_names:
             group = self._learn_group(group)
-        body = codec.encode(message)
+        body = self._encode(message)
         site = self._site
         if here[0] != site.attached_by:
             site.open()
@@ -773,6 +804,20 @@ class AsyncIPCChannelLayer:
             statistics[counted] = counts[name]
             statistics[f"{counted}_per_second"] = grown / (now - since) if now > since else 0.0
         return statistics
+
+
+def _refuse_overridden_encoding(layer: type) -> None:
+    """Say what is instead of what channels_redis has its users override.
+
+    Raises:
+        TypeError: there is such a method, which nobody would call.
+    """
+    for method, option in (("serialize", "default"), ("deserialize", "object_hook")):
+        if hasattr(layer, method):
+            raise TypeError(
+                f"{layer.__module__}.{layer.__qualname__}.{method} would never be called: give "
+                f"the option {option} instead"
+            )
 
 
 def _random() -> str:

@@ -18,6 +18,7 @@ from . import _asgiref
 from ._drive.poll_loop import PrivateLoops
 from ._options import OfCore, names_what_is_no_option
 from ._receive.reception import Received
+from ._store.codec import Default, ObjectHook
 from ._store.fanout import GroupSent
 from ._wake.blocking import drive
 from ._wake.port import HostLoop
@@ -81,6 +82,8 @@ class IPCChannelLayer(_asgiref.Layer):
     mode: OfCore[int] = OfCore()
     lock_timeout: OfCore[float] = OfCore()
     block_timeout: OfCore[float] = OfCore()
+    default: OfCore[Default | None] = OfCore()
+    object_hook: OfCore[ObjectHook | None] = OfCore()
 
     @names_what_is_no_option
     def __init__(
@@ -97,6 +100,8 @@ class IPCChannelLayer(_asgiref.Layer):
         mode: int = 0o600,
         lock_timeout: float = 10.0,
         block_timeout: float = 5.0,
+        default: Default | str | None = None,
+        object_hook: ObjectHook | str | None = None,
     ) -> None:
         """Attach to the segments of ``prefix``; see ``AsyncIPCChannelLayer``."""
         self.core: _BlockingCore = _BlockingCore(
@@ -111,6 +116,8 @@ class IPCChannelLayer(_asgiref.Layer):
             mode=mode,
             lock_timeout=lock_timeout,
             block_timeout=block_timeout,
+            default=default,
+            object_hook=object_hook,
         )
         if importlib.util.find_spec("twisted") is not None:
             self.extensions = [*self.extensions, "twisted"]

@@ -28,7 +28,7 @@ import yaml
 
 from asgi_ipc import AsyncIPCChannelLayer
 from asgi_ipc._operator.inspect import Inspector
-from asgi_ipc._store.codec import encode
+from asgi_ipc._store.codec import PLAIN
 from asgi_ipc.aio import DEFAULT_GROUP_MEMORY, DEFAULT_MESSAGE_MEMORY
 
 from .conftest import PATIENCE_S
@@ -429,9 +429,9 @@ def used(prefix: str) -> tuple[int, int]:
 
 def message_of(encoded_bytes: int) -> dict[str, Any]:
     message = {"b": b"x" * (encoded_bytes - 10)}
-    while len(encode(message)) < encoded_bytes:
+    while len(PLAIN.encode(message)) < encoded_bytes:
         message["b"] += b"x"
-    assert len(encode(message)) == encoded_bytes
+    assert len(PLAIN.encode(message)) == encoded_bytes
     return message
 
 

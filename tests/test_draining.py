@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asgi_ipc._receive.inbox import Entry
-from asgi_ipc._store.codec import encode
+from asgi_ipc._store.codec import PLAIN
 
 from .conftest import Clock
 from .stepping import World, drive
@@ -154,7 +154,7 @@ def test_who_waits_for_a_home_gets_the_oldest_of_it(make_world: MakeWorld) -> No
     reception = world.layers[0]._reception
     reception._check_inbox_epoch()
     for name in ("x!a", "x!"):
-        entry = Entry("x!", encode({"to": name}), time.monotonic_ns() + 10**10)
+        entry = Entry("x!", PLAIN.encode({"to": name}), time.monotonic_ns() + 10**10)
         reception.inboxes.put(entry, [name])
     (port,) = world.layers[0]._site.ports()
     port.wake("x!", 1)

@@ -26,7 +26,7 @@ ROOMS = [
     {"_receive", "_drive"},
     {"aio"},
     {"sync", "channels"},
-    {"asgi_ipc", "core", "interface", "worker", "tracing", "pytest_plugin"},
+    {"asgi_ipc", "core", "encoding", "interface", "worker", "tracing", "pytest_plugin"},
     {"_operator"},
     {"metrics", "_cli"},
     {"__main__"},

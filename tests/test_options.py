@@ -29,6 +29,8 @@ FIXED = {
     "max_message_bytes": 5,
     "mode": 0o660,
     "lock_timeout": 1.0,
+    "default": str,
+    "object_hook": dict,
 }
 CHANGEABLE = {
     "expiry": 5,

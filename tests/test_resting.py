@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc._receive.inbox import Entry
-from asgi_ipc._store.codec import encode
+from asgi_ipc._store.codec import PLAIN
 from asgi_ipc._wake.waiting import ASLEEP, RUNG
 from asgi_ipc.exceptions import SegmentCorrupt
 
@@ -24,7 +24,7 @@ def put_aside(world: World, name: str) -> None:
     """Let a message lie in an inbox, drained by another thread, say."""
     reception = world.layers[0]._reception
     reception._check_inbox_epoch()
-    entry = Entry("x!", encode({"n": 7}), time.monotonic_ns() + 10**10)
+    entry = Entry("x!", PLAIN.encode({"n": 7}), time.monotonic_ns() + 10**10)
     reception.inboxes.put(entry, [name])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from .._operator.doctor import StandingSite
 from .._operator.peek import Member, Peek
 from .._operator.reading import Channel, Group, Loop, Memory, Process, Reading
-from .._store import codec
+from .._store.codec import PLAIN
 from ..exceptions import SegmentCorrupt
 from .messages import to_json
 from .rates import Rates
@@ -117,7 +117,7 @@ def peek_document(prefix: str, channel: str, peek: Peek) -> dict[str, Any]:
         body = document.pop("body")
         document["bytes"] = len(body)
         try:
-            document["message"] = to_json(codec.decode(body))
+            document["message"] = to_json(PLAIN.decode(body))
         except SegmentCorrupt as exc:
             document["message"], document["damage"] = None, str(exc)
         messages.append(document)

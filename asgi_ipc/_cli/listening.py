@@ -17,7 +17,7 @@ import typer
 from .. import AsyncIPCChannelLayer
 from .._operator import peek
 from .._operator.inspect import Inspector
-from .._store import codec
+from .._store.codec import PLAIN
 from ..exceptions import SegmentCorrupt
 from ..names import check_channel, check_group
 from . import words
@@ -151,7 +151,7 @@ async def _watch(heard: _Heard, inspector: Inspector, marks: dict[str, peek.Mark
                 heard.gone(name, news.missed)
             for one in news.messages:
                 try:
-                    message = to_json(codec.decode(one.body))
+                    message = to_json(PLAIN.decode(one.body))
                 except SegmentCorrupt as exc:
                     message = {"damage": str(exc)}
                 heard.message(one.channel, one.group, message)

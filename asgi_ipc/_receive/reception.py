@@ -17,7 +17,7 @@ from typing import Any
 from .._process.own import here
 from .._shm import layout as L
 from .._shm.segment import LockBusy
-from .._store import codec
+from .._store.codec import Codec
 from .._store.fanout import Drop
 from .._store.messages import Settled, Taken
 from .._store.queues import Popped
@@ -60,14 +60,20 @@ class Reception:
     spin_rounds: int
 
     def __init__(
-        self, capacity_of: Callable[[str], int], on_drop: Callable[[Sequence[Drop]], None]
+        self,
+        capacity_of: Callable[[str], int],
+        on_drop: Callable[[Sequence[Drop]], None],
+        codec: Codec,
     ) -> None:
         """Start with nothing taken.
 
         Args:
             capacity_of: how many messages a full name may have in its inbox.
             on_drop: told which group messages found no room there.
+            codec: of the layer.
         """
+        self.decode = codec.decode
+        self._decode_taken = codec.decode_taken
         self._capacity_of = capacity_of
         self._on_drop = on_drop
         self.inboxes = Inboxes()
@@ -451,7 +457,7 @@ class Reception:
         if taken is None:
             return None
         name, body = taken
-        return name or key, codec.decode_taken(body)
+        return name or key, self._decode_taken(body)
 
     def _take_messages(
         self,
@@ -495,7 +501,7 @@ class Reception:
         return taken
 
     def _decoded(self, message: Popped) -> Received:
-        return message.name, codec.decode(message.body)
+        return message.name, self.decode(message.body)
 
     def _take_from_inboxes(self, keys: tuple[str, ...]) -> Received | None:
         with self.site.mutex:
@@ -504,7 +510,7 @@ class Reception:
             found = self.inboxes.pop_first(keys, time.monotonic_ns())
             if self.inboxes.read:
                 self.settle_soon()
-        return None if found is None else (found[0], codec.decode(found[1].body))
+        return None if found is None else (found[0], self.decode(found[1].body))
 
     def _drain_crowded(self, keys: tuple[str, ...]) -> None:
         """Let no name have more group messages than its capacity, here and in the queue.
@@ -555,7 +561,7 @@ class Reception:
             waiter.was_served()
             if self.inboxes.read:
                 self.settle_soon()
-        return keys[0], codec.decode(entry.body)
+        return keys[0], self.decode(entry.body)
 
     # -- inboxes -------------------------------------------------------------------------
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from .._process.own import here
 from .._shm import layout as L
-from .._store import codec
 from .._wake.port import Port
 from .._wake.site import Site
 from .._wake.waiting import ASLEEP, GONE, LOOKING, TOLD, Waiter
@@ -109,7 +109,13 @@ def rest(waiter: Resting, inboxes: Inboxes, key: str, home: str) -> asyncio.Futu
 
 
 def served(
-    site: Site, inboxes: Inboxes, waiter: Resting, key: str, home: str, crowded_at: int
+    site: Site,
+    inboxes: Inboxes,
+    waiter: Resting,
+    key: str,
+    home: str,
+    crowded_at: int,
+    decode: Callable[[bytes], dict[str, Any]],
 ) -> dict[str, Any] | None:
     """Return the message that woke one which rested; ``None``: it has to look for itself.
 
@@ -130,7 +136,7 @@ def served(
         entry = inboxes.pop_alone(home, key, _monotonic_ns())
     if entry is None:
         return None
-    message = codec.decode(entry.body)
+    message = decode(entry.body)
     port = waiter.port
     waiting = port.waiting
     others: Any = waiting.by_home[home]

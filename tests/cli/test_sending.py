@@ -13,7 +13,7 @@ import pytest
 
 from asgi_ipc import AsyncIPCChannelLayer
 from asgi_ipc._cli.messages import from_json, to_json
-from asgi_ipc._store.codec import encode
+from asgi_ipc._store.codec import PLAIN
 from asgi_ipc.exceptions import InvalidMessage
 
 from ..conftest import PATIENCE_S
@@ -51,7 +51,7 @@ def deepest() -> int:
     levels = 256
     try:
         while True:
-            encode(nested(levels + 1))
+            PLAIN.encode(nested(levels + 1))
             levels += 1
     except TypeError:
         return levels
@@ -98,7 +98,7 @@ def test_what_can_be_sent_can_be_shown_and_taken(make_layer: MakeLayer, run: Run
     assert '"$timestamp": [1700000000, 5]' in run("peek", "jobs").out
     for message in messages:
         taken = from_json(run("receive", "jobs", "--timeout", "0").out)
-        assert encode(taken) == encode(message)  # to compare such depths goes too deep
+        assert PLAIN.encode(taken) == PLAIN.encode(message)  # to compare such depths goes too deep
 
 
 def test_sent_messages_arrive(make_layer: MakeLayer, run: Run, read: Read) -> None:
