@@ -70,6 +70,12 @@ class Screen:
         """Return what is on the screen."""
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
 
+    def cells(self) -> list[list[Any]]:
+        """Return the characters on the screen with their colours, line by line."""
+        columns, lines = self._screen.columns, self._screen.lines
+        buffer = self._screen.buffer
+        return [[buffer[line][column] for column in range(columns)] for line in range(lines)]
+
     def until(self, condition: str | re.Pattern[str] | Callable[[str], object]) -> str:
         """Read on until a text is on the screen, or a condition of it holds; return it.
 
