@@ -114,18 +114,19 @@ async def _run(bench: Bench, questions: list[str], progress: Progress) -> list[s
     return failures
 
 
-def _write(arguments: argparse.Namespace, table: str, figures: dict[str, Any]) -> None:
+def _write(arguments: argparse.Namespace, table: str, goals: str, figures: dict[str, Any]) -> None:
     """Leave the results, and what was asked for."""
+    text = f"{table}\n\n{goals}\n"
     if arguments.markdown:
-        arguments.markdown.write_text(table + "\n")
+        arguments.markdown.write_text(text)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     written = [RESULTS / "table.md", RESULTS / "figures.json"]
     written += plots.draw(copy.deepcopy(figures), RESULTS)
-    written[0].write_text(table + "\n")
+    written[0].write_text(text)
     written[1].write_text(json.dumps(figures, indent=1) + "\n")
     if arguments.write:
-        written += pages.write(table, figures)
+        written += pages.write(table, goals, figures)
     for path in written:
         print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
 
@@ -155,9 +156,10 @@ def main() -> int:
     chosen = ["--repetitions", str(arguments.repetitions), *arguments.question]
     command = " ".join(["python -m benchmarks", *chosen])
     table = report.markdown(machine, command, bench.cases)
-    print(table, *(f"\n**failed** {failure}" for failure in failures), sep="\n")
+    goals = report.goals(bench.cases)
+    print(table, "", goals, *(f"\n**failed** {failure}" for failure in failures), sep="\n")
     if status == 0 and not failures:
-        _write(arguments, table, report.as_json(machine, command, bench.cases))
+        _write(arguments, table, goals, report.as_json(machine, command, bench.cases))
     mine = [row for case in bench.cases for row in case.contenders if _is_ours(row)]
     if failures or any(row.trouble or row.faults != Faults() for row in mine):
         return status or 1

@@ -91,6 +91,28 @@ def _round_trip(cases: list[Any]) -> Any:
     return figure
 
 
+def _beside_redis(cases: list[Any]) -> Any:
+    """The same for those who choose between Redis and this, on a scale that shows how much."""
+    found = {one["name"]: one["median"] for one in cases[0]["contenders"]}
+    shown = {
+        "channels_redis core": peers.CORE,
+        "channels_redis pubsub": peers.PUBSUB,
+        "asgi_ipc, after a pause": f"{SPECIFIC}, asleep",
+        "asgi_ipc": SPECIFIC,
+    }
+    rows = {label: found[name] for label, name in shown.items() if found.get(name)}
+    figure, axes = _new(0.34 * len(rows) + 0.5)
+    colors = [_color(shown[label]) for label in rows]
+    axes.barh([*rows], [*rows.values()], color=colors, height=0.7)
+    for place, value in enumerate(rows.values()):
+        axes.text(value + 12, place, f"{value:,.0f} µs", va="center", fontsize=10)
+    axes.set_xlim(0, max(rows.values()) * 1.12)
+    axes.xaxis.set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_title("A message to another process and its answer, median", fontsize=10, loc="left")
+    return figure
+
+
 def _lines(cases: list[Any], x_label: str, y_label: str, keep: Callable[[str], bool]) -> Any:
     """A line for each series, both axes logarithmic."""
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -165,6 +187,7 @@ class _Plot:
 
 
 _PLOTS: Final = {
+    "beside-redis": _Plot("round_trip", _beside_redis),
     "round-trip": _Plot("round_trip", _round_trip),
     "throughput-by-size": _Plot("one_way", _sizes),
     "fan-out-by-members": _Plot("groups", _members),

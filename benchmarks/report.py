@@ -38,8 +38,7 @@ _ENOUGH: Final = 50
 _LEGEND: Final = (
     "Medians over the repetitions. p99: what 99 % of the single observations kept to, at most "
     "for times, at least for rates. Ratios: the figure over that of the first row with none, in "
-    "the same repetition. Goals: a limit, of the figure or of its ratio to another, and what was "
-    "reached. Two workers that talk to each other have a processor each."
+    "the same repetition. Two workers that talk to each other have a processor each."
 )
 
 
@@ -49,8 +48,8 @@ def markdown(machine_line: str, command: str, cases: Sequence[Case]) -> str:
 
 
 def _rows(cases: Sequence[Case]) -> Iterator[str]:
-    yield "| case | | median | p99 | ratio | goals | lost / doubled / reordered |"
-    yield "|---|---|--:|--:|--:|---|---|"
+    yield "| case | | median | p99 | ratio | lost / doubled / reordered |"
+    yield "|---|---|--:|--:|--:|---|"
     for case in cases:
         title = case.title
         for contender in case.contenders:
@@ -68,7 +67,6 @@ def _cells(case: Case, contender: Contender) -> Iterator[str]:
         yield f"{ratio:.2f}x" if ratio is not None else ""
     else:
         yield from ("-", "-", "")
-    yield "; ".join(_goal(case, contender, goal) for goal in contender.goals)
     counts = f"{faults.lost} / {faults.doubled} / {faults.reordered}"
     shown = counts if contender.samples else ""
     if contender.trouble:
@@ -85,7 +83,19 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _goal(case: Case, contender: Contender, goal: Goal) -> str:
+def goals(cases: Sequence[Case]) -> str:
+    """What this project wants to reach, for those who work on it: a row per goal."""
+    rows = ["| case | | goal | reached |", "|---|---|---|---|"]
+    for case in cases:
+        for contender in case.contenders:
+            for goal in contender.goals:
+                cells = (case.title, contender.name, *_goal(case, contender, goal))
+                rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _goal(case: Case, contender: Contender, goal: Goal) -> tuple[str, str]:
+    """A limit of the figure, or of its ratio to another; and what was reached."""
     sign = "≥" if case.unit.is_rate else "≤"
     unit = f"x {goal.against}" if goal.against else f" {case.unit.name}"
     wanted = (
@@ -93,9 +103,9 @@ def _goal(case: Case, contender: Contender, goal: Goal) -> str:
     )
     reached = case.reached(contender, goal)
     if reached is None:
-        return f"{wanted}: no figure"
+        return wanted, "no figure"
     value, is_met = reached
-    return f"{wanted}: {_number(value)}{'' if is_met else ', **missed**'}"
+    return wanted, f"{_number(value)}{'' if is_met else ', **missed**'}"
 
 
 def as_json(machine_line: str, command: str, cases: Sequence[Case]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report
+from benchmarks import pages, report
 from benchmarks.harness import (
     BEST_PEER,
     MICROSECONDS,
@@ -95,14 +96,32 @@ def test_goals_are_least_rates_and_greatest_times() -> None:
 
 
 def test_the_table_says_what_is_missing_and_what_was_missed() -> None:
-    """In the row of who is missing, and beside the goal."""
+    """In the row of who is missing, and in a table of the goals alone."""
     ours = _contender("ours", [0.02], Goal(100))
     ours.faults = Faults(lost=1)
     absent = Contender("absent", None, trouble="no server:\n'apt-get install' | it")
     case = Case("q", "title", PER_SECOND, [ours, absent], None)
     table = report.markdown("a machine", "a command", [case])
-    assert "| title | ours | 50 /s |  |  | ≥ 100 /s: 50, **missed** | 1 / 0 / 0 |" in table
-    assert "|  | absent | - | - |  |  | **no server: 'apt-get install' / it** |" in table
+    assert "| title | ours | 50 /s |  |  | 1 / 0 / 0 |" in table
+    assert "|  | absent | - | - |  | **no server: 'apt-get install' / it** |" in table
+    assert "missed" not in table
+    assert "| title | ours | ≥ 100 /s | 50, **missed** |" in report.goals([case])
+
+
+def test_the_page_begins_with_what_the_figures_say() -> None:
+    """The parts that are generated are there; goals come last, out of the readers' way."""
+    page = pages.PAGE.read_text()
+    answer = pages.answer(json.loads(pages.FIGURES.read_text()))
+    assert pages.put(page, "answer", answer) == page
+    assert page.index(answer) < page.index("## All figures") < page.index("### Goals")
+    users, _, contributors = page.partition("## For contributors")
+    assert "missed" not in users
+    assert "missed" in contributors
+    first = re.findall(r"[\d,]+ µs", answer)
+    assert len(first) == 3
+    assert all(figure in (ROOT / "README.md").read_text() for figure in first)
+    with pytest.raises(ValueError, match="must have the lines"):
+        pages.put(page, "nothing", "")
 
 
 def _run(tmp_path: Path, *questions: str, **environment: str) -> dict[str, dict[str, Any]]:
