@@ -1,8 +1,9 @@
-"""mkdocs: links that lead out of ``docs/`` to files of the repository.
+"""mkdocs: the version in the title, and links that lead out of ``docs/``.
 
-They are right where the sources are read, and the site has no such page. Their text stays;
-with ``repo_url`` set in mkdocs.yml they would lead there. A file that does not exist is a
-warning, which a strict build takes for an error.
+Links to files of the repository are right where the sources are read, and the site has no such
+page: there they lead to the repository, ``extra.files`` in mkdocs.yml (``repo_url`` would make
+each page ask GitHub for its stars). A file that does not exist is a warning, which a strict
+build takes for an error.
 """
 
 from __future__ import annotations
@@ -13,9 +14,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import asgi_ipc
+
 logger = logging.getLogger("mkdocs.hooks.links")
 
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]*)(#[^)\s]*)?\)")
+
+
+def on_config(config: Any) -> Any:
+    """Say of which version the site is."""
+    config.site_name = f"{config.site_name} {asgi_ipc.__version__}"
+    return config
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
@@ -31,8 +40,6 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
             return match.group()
         if path.startswith("..") or not (root / path).exists():
             logger.warning("%s links to %r, which does not exist", page.file.src_uri, target)
-        if not config.repo_url:
-            return text
-        return f"[{text}]({config.repo_url.rstrip('/')}/blob/HEAD/{path}{anchor or ''})"
+        return f"[{text}]({config.extra['files']}/{path}{anchor or ''})"
 
     return LINK.sub(replace, markdown)

@@ -102,6 +102,27 @@ def test_the_reference_has_every_public_name(site: Path, module: str) -> None:
         assert f"asgi_ipc.{module}.{layer}.send" in anchors
 
 
+def test_the_reference_has_nothing_that_is_for_the_package_alone(site: Path) -> None:
+    """What its parts call on each other may change at any time."""
+    anchors: set[str] = set()
+    for path in (site / "reference").rglob("index.html"):
+        anchors |= page_at(path).anchors
+    inner = {"pause", "close_now", "known_capacity", "receive_within"}
+    assert not {anchor for anchor in anchors if anchor.rpartition(".")[2] in inner}
+
+
+def test_every_page_says_the_version_and_examples_are_linked(site: Path) -> None:
+    """In the title; files outside of the site are in the repository, and exist."""
+    files = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["extra"]["files"]
+    linked = set()
+    for path in built(site):
+        assert f"asgi_ipc {asgi_ipc.__version__}" in path.read_text(), path
+        linked |= {link.partition("#")[0] for link in page_at(path).links}
+    found = {link.removeprefix(f"{files}/") for link in linked if link.startswith(files)}
+    assert {"deploy/grafana/asgi_ipc.json", "examples/channels4_chat", "deploy"} <= found
+    assert all((ROOT / name).exists() for name in found)
+
+
 def test_no_page_shows_marks_that_were_meant_to_be_rendered(site: Path) -> None:
     """Neither a literal block's colons, nor a directive, nor a section as plain text."""
     for path in built(site):
