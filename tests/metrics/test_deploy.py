@@ -144,7 +144,7 @@ def test_every_alert_is_explained() -> None:
 def test_every_metric_is_explained(labels_of: dict[str, set[str]]) -> None:
     """In the documentation, and nothing is explained that is not there."""
     text = (DEPLOY.parent / "docs" / "metrics.md").read_text()
-    table = text.partition("### What is told")[2].partition("\nTotals count")[0]
+    table = text.partition("### All metrics")[2].partition("\nTotals count")[0]
     told = set()
     for line in re.findall(r"^\| `.*", table, re.MULTILINE):
         told.update(re.findall(r"`(\w+)`", line.split(" | ")[0]))
